@@ -1,0 +1,1 @@
+"""What both sides must agree on: errors, data, recommender, mechanism, accounting, wire."""
