@@ -21,6 +21,10 @@ class Limits:
     """Longest item text kept, characters."""
     id_characters: int = 256
     """Longest item or subject id, characters."""
+    rating_magnitude: float = 1e9
+    """Largest absolute rating."""
+    time_magnitude: float = 9e18
+    """Largest absolute timestamp; nanoseconds since 1970 fit."""
     adapter_bytes: int = 512 * 1024**2
     """Largest adapter file or update, bytes."""
     rounds: int = 10_000
