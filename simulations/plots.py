@@ -22,10 +22,12 @@ from simulations.canvas import INK, MUTED, PAGE, PALETTE, RULE, panels, style, v
 from simulations.results import (
     LABELS,
     RunResult,
+    SiteResult,
     clean,
     gains,
     largest_epsilon,
     measured_methods,
+    pairs,
     score,
     write_atomic,
 )
@@ -76,7 +78,7 @@ def _label_right(axes: Axes, marks: Sequence[tuple[float, str, str]]) -> None:
     """Name each line at the right edge, moved apart where labels would touch."""
     ordered = sorted(marks)
     low, high = axes.get_ylim()
-    heights = [0.075 + 0.06 * text.count("\n") for _, text, _ in ordered]
+    heights = [0.085 + 0.075 * text.count("\n") for _, text, _ in ordered]
     spots = [(value - low) / (high - low) for value, _, _ in ordered]
     gaps = [(a + b) / 2 for a, b in pairwise(heights)]
     for (value, text, colour), spot in zip(ordered, _apart(spots, gaps), strict=True):
@@ -129,34 +131,42 @@ def plot_gains(result: RunResult, *, width: float = PAGE) -> Figure:
     """Draw each site's relative gain of federating over training alone, sorted, with the mean."""
     measured = list(reversed(gains(result)))
     named = len(measured) <= SITES_NAMED
-    height = 1.3 + (0.29 * max(len(measured), 2) if named else 5.0)
-    figure, (axes,) = panels(1, width=width, height=height)
-    values = [100 * value for _, value in measured]
-    colours = [_colour(result, site.domain) for site, _ in measured]
-    spots = range(len(measured))
-    axes.barh(spots, values, color=colours, height=0.7 if named else 1.0)
+    figure, (axes,) = panels(1, width=width, height=1.6 + (0.29 * len(measured) if named else 5.0))
     style(axes, grid="x")
+    axes.barh(
+        range(len(measured)),
+        [100 * value for _, value in measured],
+        color=[_colour(result, site.domain) for site, _ in measured],
+        height=0.7 if named else 1.0,
+    )
     axes.axvline(0, color=INK, linewidth=1)
-    axes.set_yticks([])
-    axes.set_ylabel("site" if named else f"{len(measured)} sites, sorted")
-    if named:
-        labels = [clean(site.site, 18 if width < PAGE else 28) for site, _ in measured]
-        axes.set_yticks(spots, labels, parse_math=False)
-        axes.tick_params(axis="y", length=0)
-        for spot, value in zip(spots, values, strict=True):
-            value_at(axes, value, spot, f"{value:+.1f}")
-    _mean_line(axes, values)
-    axes.margins(x=0.14, y=0.02)
-    axes.set_xlabel("gain in NDCG@10 over training alone at the same ε, %")
+    _gain_labels(axes, measured, length=28 if width >= PAGE else 18, named=named)
+    axes.margins(x=0.16, y=0.02)
+    axes.set_xlabel("gain in NDCG@10 over training\nalone at the same ε, %")
     _domain_legend(result, {site.domain for site, _ in measured}, figure)
     return figure
 
 
-def _mean_line(axes: Axes, values: Sequence[float]) -> None:
-    if values:
-        mean = sum(values) / len(values)
-        axes.axvline(mean, color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)), zorder=0)
-        axes.set_title(f"mean over {len(values)} sites {mean:+.1f} %", fontsize=10, color=MUTED)
+def _gain_labels(
+    axes: Axes, measured: Sequence[tuple[SiteResult, float]], *, length: int, named: bool
+) -> None:
+    """Name the sites while there is room, and show their mean as a last bar or as a line."""
+    values = [100 * value for _, value in measured]
+    mean = sum(values) / max(len(values), 1)
+    axes.tick_params(axis="y", length=0)
+    if not named:
+        axes.set_yticks([])
+        axes.set_ylabel(f"{len(values)} sites, sorted")
+        axes.axvline(mean, color=MUTED, linewidth=1.4, linestyle=(0, (4, 3)), zorder=0)
+        axes.set_title(f"mean {mean:+.1f} %", fontsize=10, color=MUTED)
+        return
+    axes.barh(-1.4, mean, color=MUTED, height=0.7)
+    axes.set_ylabel("site")
+    names = [f"mean of {len(values)}", *(clean(site.site, length) for site, _ in measured)]
+    spots = [-1.4, *range(len(values))]
+    axes.set_yticks(spots, names, parse_math=False)
+    for spot, value in zip(spots, [mean, *values], strict=True):
+        value_at(axes, value, spot, f"{value:+.1f}")
 
 
 def _domain_legend(result: RunResult, present: set[str], figure: Figure) -> None:
@@ -177,17 +187,21 @@ def _domain_legend(result: RunResult, present: set[str], figure: Figure) -> None
 
 
 def plot_transfer(result: RunResult, *, width: float = PAGE) -> Figure:
-    """Draw what each domain (row) gives each domain (column), in percent, centred on zero."""
+    """Draw what each domain (row) gives each other (column), in percent, centred on zero.
+
+    The diagonal holds another quantity, a domain's own federation over training alone, and so
+    stays outside the colour scale.
+    """
     names = list(
         dict.fromkeys([*result.transfer, *(t for r in result.transfer.values() for t in r)])
     )
-    side = min(max(len(names), 2) * 1.25 + 1.6, width)
-    figure, (axes,) = panels(1, width=side, height=0.75 * side + 0.4)
-    cells = [v for row in result.transfer.values() for v in row.values() if math.isfinite(v)]
-    bound = max([abs(v) for v in cells], default=0.0) or 1.0
+    side = min(max(len(names), 2) * 1.3 + 1.6, width)
+    figure, (axes,) = panels(1, width=side, height=0.66 * side + 0.5)
+    bound = max([abs(value) for _, _, value in pairs(result)], default=0.0) or 1.0
     for y, source in enumerate(names):
         for x, target in enumerate(names):
-            _cell(axes, x, y, result.transfer.get(source, {}).get(target, math.nan), bound)
+            value = result.transfer.get(source, {}).get(target, math.nan)
+            _cell(axes, x, y, value, bound=bound)
     labels = [clean(name, 14) for name in names]
     axes.set(xlim=(-0.5, len(names) - 0.5), ylim=(len(names) - 0.5, -0.5))
     axes.set_xticks(range(len(names)), labels, parse_math=False)
@@ -200,31 +214,24 @@ def plot_transfer(result: RunResult, *, width: float = PAGE) -> Figure:
     return figure
 
 
-def _cell(axes: Axes, x: int, y: int, value: float, bound: float) -> None:
-    """Draw one cell; a dashed edge marks the diagonal, which compares something else."""
-    own = x == y
-    known = math.isfinite(value)
-    shade = mpl.colormaps["RdBu"](0.5 + 0.4 * value / bound) if known else (0.5, 0.5, 0.5, 0.12)
-    axes.add_patch(
-        Rectangle(
-            (x - 0.47, y - 0.47),
-            0.94,
-            0.94,
-            facecolor=shade,
-            edgecolor=MUTED if own else "none",
-            linestyle=(0, (3, 2)),
-            linewidth=1.3,
-        )
-    )
+def _cell(axes: Axes, x: int, y: int, value: float, *, bound: float) -> None:
+    """Draw one cell: shaded by value, or only outlined on the diagonal and where unknown."""
+    own, known = x == y, math.isfinite(value)
+    shaded = known and not own
+    shade = mpl.colormaps["RdBu"](0.5 + 0.38 * value / bound) if shaded else (0.5, 0.5, 0.5, 0.1)
+    edge = {"edgecolor": MUTED, "linestyle": (0, (3, 2))} if own else {"edgecolor": "none"}
+    axes.add_patch(Rectangle((x - 0.47, y - 0.47), 0.94, 0.94, facecolor=shade, **edge))
     luminance = 0.299 * shade[0] + 0.587 * shade[1] + 0.114 * shade[2]
+    ink = "#ffffff" if luminance < 0.46 else "#111111"
+    note = "\nover site alone" if own and known else ""
     axes.text(
         x,
         y,
-        (f"{value:+.1%}" if known else "—") + ("\nitself" if own else ""),
+        (f"{value:+.1%}" if known else "—") + note,
         ha="center",
         va="center",
-        fontsize=10,
-        color=MUTED if not known else "#ffffff" if luminance < 0.5 else "#111111",
+        fontsize=9 if own else 12,
+        color=ink if shaded else MUTED,
     )
 
 
@@ -320,7 +327,7 @@ PLOTS: Final = (
         name="transfer",
         title="What one domain gives another",
         draw=plot_transfer,
-        has_data=lambda result: any(result.transfer.values()),
+        has_data=lambda result: bool(pairs(result)),
     ),
     Plot(
         name="ndcg_by_round",

@@ -39,6 +39,7 @@ LABELS: Final[Mapping[str, str]] = {
 """Method -> the words that stand for it in plots and in the report."""
 
 HEADLINE: Final = "ndcg@10"
+PAIRS_TOLD: Final = 6
 SCOPE: Final = "Metrics are the researcher's own view of data they hold, outside the privacy claim."
 
 Metrics = dict[str, float]
@@ -159,6 +160,22 @@ def gains(result: RunResult) -> tuple[tuple[SiteResult, float], ...]:
     return tuple(sorted(measured, key=lambda pair: -pair[1]))
 
 
+def mean_gain(result: RunResult) -> float | None:
+    """Return the mean relative gain over the sites where it was measured, or None."""
+    values = [value for _, value in gains(result)]
+    return sum(values) / len(values) if values else None
+
+
+def pairs(result: RunResult) -> tuple[tuple[str, str, float], ...]:
+    """Return (source, target, gain) of every measured transfer between two domains."""
+    return tuple(
+        (source, target, value)
+        for source, row in result.transfer.items()
+        for target, value in row.items()
+        if source != target and math.isfinite(value)
+    )
+
+
 def measured_methods(result: RunResult) -> tuple[str, ...]:
     """Return the methods that some domain has a value for, in the order of `METHODS`."""
     found = {m for d in result.domains.values() for m in METHODS if score(d.metrics, m) is not None}
@@ -187,10 +204,10 @@ def _gain_sentence(result: RunResult) -> Iterator[str]:
     if top is None:
         return
     spent = f"ε ≤ {top.epsilon:.2f} (δ = {top.delta:.0e})" if math.isfinite(top.epsilon) else "no ε"
-    if not measured:
+    mean = mean_gain(result)
+    if mean is None:
         yield f"Each site spends {spent}; training alone was not measured."
         return
-    mean = sum(value for _, value in measured) / len(measured)
     better = sum(value > 0 for _, value in measured)
     yield (
         f"Federating changes a site's NDCG@10 by {mean:+.1%} on average over training alone "
@@ -199,13 +216,17 @@ def _gain_sentence(result: RunResult) -> Iterator[str]:
 
 
 def _transfer_sentences(result: RunResult) -> Iterator[str]:
-    for source, row in result.transfer.items():
-        for target, value in row.items():
-            if source != target and math.isfinite(value):
-                yield (
-                    f"{clean(source)} gives {clean(target)} {value:+.1%} NDCG@10 "
-                    f"over {clean(target)} federated alone."
-                )
+    ordered = sorted(pairs(result), key=lambda pair: -pair[2])
+    if len(ordered) > PAIRS_TOLD:
+        mean = sum(value for _, _, value in ordered) / len(ordered)
+        yield (
+            f"Over {len(ordered)} pairs of domains, one gives another {mean:+.1%} NDCG@10 on "
+            "average; the largest and the smallest:"
+        )
+        ordered = [ordered[0], ordered[-1]]
+    for source, target, value in ordered:
+        one, other = clean(source), clean(target)
+        yield f"{one} gives {other} {value:+.1%} NDCG@10 over {other} federated alone."
 
 
 def to_summary(result: RunResult) -> dict[str, Any]:
