@@ -1,0 +1,333 @@
+"""From a mechanism to an epsilon, from an epsilon to a noise multiplier, and what is refused.
+
+Unit: the subject, add-or-remove adjacency. Google's dp-accounting computes two upper bounds, the
+privacy loss distribution (PLD, connect-the-dots: Doroshenko et al. 2022) and Renyi divergence
+(RDP: Mironov, Talwar, Zhang 2019). Both hold, so the smaller is the one published.
+"""
+
+import itertools
+import logging
+import math
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.metadata import version
+from typing import Final
+
+import dp_accounting
+from dp_accounting import pld, rdp
+from scipy.optimize import brentq
+
+from common.errors import ConfigError, PrivacyRefused
+from common.mechanism import Composed, Event, Gaussian, Leaf, PoissonSampled, Repeated, leaves
+
+ADJACENCY: Final = "add or remove one subject"
+TOLERANCE: Final = 1e-3
+"""Relative: a calibrated noise multiplier is at most so much above the least one."""
+MIN_DELTA: Final = 1e-12
+"""Below it, the PLD's own truncated mass would count."""
+MIN_NOISE: Final = 0.05
+MAX_NOISE: Final = 1e6
+
+_MOST_BUCKETS: Final = 2e5
+_PLD_CEILING: Final = 1000.0
+"""Above this RDP epsilon nothing is protected, and a PLD would need gigabytes."""
+_COMBINATIONS: Final = 64
+_MANY_STEPS: Final = 20_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spent:
+    """Privacy spent, for one subject at one site unless said otherwise.
+
+    Attributes:
+        epsilon: The smaller of the two upper bounds.
+        pld: Epsilon by privacy loss distribution; infinite where it was not computed.
+        rdp: Epsilon by Renyi divergence.
+        delta: The delta that all three belong to.
+        accountant: Which bound won, with the library's version and the discretisation.
+    """
+
+    epsilon: float
+    pld: float
+    rdp: float
+    delta: float
+    accountant: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Consortium:
+    """Privacy spent by several sites together.
+
+    Attributes:
+        disjoint: If no subject is at two sites: the largest of the sites'.
+        shared: If a subject may be at `sites_per_subject` sites: their composition.
+        sites_per_subject: The most sites that one subject is assumed at.
+    """
+
+    disjoint: Spent
+    shared: Spent
+    sites_per_subject: int
+
+
+def schedule(*, noise_multiplier: float, sample_rate: float, steps: int) -> Event:
+    """State `steps` Poisson-sampled Gaussian steps as an event."""
+    gaussian = Gaussian(noise_multiplier=noise_multiplier)
+    return Repeated(count=steps, event=PoissonSampled(sample_rate=sample_rate, event=gaussian))
+
+
+def spent(event: Event, *, delta: float) -> Spent:
+    """Compute epsilon for an event at `delta`.
+
+    Raises:
+        ConfigError: `delta` outside [MIN_DELTA, 1).
+    """
+    check_delta(delta)
+    # Sorted, because neither bound depends on the order and the cache then hits more often.
+    counted = tuple(sorted(leaves(event).items(), key=repr))
+    return _spent(counted, float(delta))
+
+
+def calibrate(*, epsilon: float, delta: float, sample_rate: float, steps: int) -> float:
+    """Find the least noise multiplier whose epsilon is at most the target, to TOLERANCE.
+
+    The result is checked with `spent`: it never spends more than the target. It is never below
+    MIN_NOISE.
+
+    Raises:
+        ConfigError: A value out of range, or a target that MAX_NOISE does not reach.
+    """
+    check_epsilon(epsilon)
+
+    def excess(log_noise: float) -> float:
+        event = schedule(noise_multiplier=math.exp(log_noise), sample_rate=sample_rate, steps=steps)
+        return math.log(max(spent(event, delta=delta).epsilon, 1e-12) / epsilon)
+
+    low, high = _bracket(excess, _guess(epsilon, delta, sample_rate, steps))
+    if low == high:
+        return math.exp(high)
+    found = float(brentq(excess, low, high, xtol=TOLERANCE / 4))
+    while excess(found) > 0:
+        found += TOLERANCE / 4
+    return math.exp(found)
+
+
+def compose_sites(
+    events: Sequence[Event], *, delta: float, sites_per_subject: int | None = None
+) -> Consortium:
+    """Compute what several sites spend: subjects disjoint, and a subject at several sites.
+
+    Args:
+        events: One event a site; their noise is independent.
+        delta: The delta of each result (the composition is made at this delta, not k times it).
+        sites_per_subject: The most sites that one subject is at; all of them when None. The
+            worst choice of so many sites is taken; where there are too many choices to try, all
+            sites are composed, which is an upper bound.
+    """
+    k = len(events) if sites_per_subject is None else sites_per_subject
+    if not 1 <= k <= len(events):
+        raise ConfigError(f"Expected 1 to {len(events)} sites per subject, got {k}.")
+    disjoint = max((spent(event, delta=delta) for event in events), key=_epsilon)
+    ordered = sorted(events, key=repr)
+    choices = set(itertools.islice(itertools.combinations(ordered, k), 100_000))
+    if math.comb(len(events), k) > 100_000 or len(choices) > _COMBINATIONS:
+        choices = {tuple(ordered)}
+    shared = max((spent(Composed(events=c), delta=delta) for c in choices), key=_epsilon)
+    return Consortium(disjoint=disjoint, shared=shared, sites_per_subject=k)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrivacyChoice:
+    """What a run asks for, before anything is checked.
+
+    Attributes:
+        epsilon: Target, or None when `noise_multiplier` is given.
+        noise_multiplier: Noise over clip, or None when `epsilon` is given.
+        delta: Target delta.
+        max_grad_norm: The clip C.
+        sample_rate: Probability of a subject to stand in a step.
+        steps: Steps of the whole run at one site.
+        sampling: "poisson", the one that is accounted.
+    """
+
+    epsilon: float | None = None
+    noise_multiplier: float | None = None
+    delta: float
+    max_grad_norm: float
+    sample_rate: float
+    steps: int
+    sampling: str = "poisson"
+
+
+def check_privacy(choice: PrivacyChoice, *, subjects: int) -> float:
+    """Check a private run's choice whole and return the noise multiplier to train with.
+
+    The message names no count of subjects, which is private.
+
+    Raises:
+        ConfigError: A value out of range, neither or disagreeing epsilon and noise, or a sampling
+            other than Poisson.
+        PrivacyRefused: No noise, or a delta of 1 / subjects and more.
+    """
+    check_clip(choice.max_grad_norm)
+    check_delta(choice.delta)
+    if choice.delta * subjects >= 1:
+        raise PrivacyRefused(
+            f"Expected delta below 1 / subjects, got {choice.delta}: it would allow to publish "
+            "one subject whole. Set a smaller delta."
+        )
+    if choice.sampling != "poisson":
+        raise ConfigError(
+            f"Expected sampling 'poisson', got {choice.sampling!r}: batches that are shuffled "
+            "spend far more than the accountant would say."
+        )
+    if choice.noise_multiplier is None:
+        return _calibrated(choice)
+    return _agreed(choice, choice.noise_multiplier)
+
+
+def check_epsilon(epsilon: float) -> None:
+    """Refuse an epsilon that is not a finite number above 0."""
+    if not _is_number(epsilon) or epsilon <= 0:
+        raise ConfigError(f"Expected epsilon to be finite and above 0, got {epsilon!r}.")
+
+
+def check_delta(delta: float) -> None:
+    """Refuse a delta outside [MIN_DELTA, 1)."""
+    if not _is_number(delta) or not MIN_DELTA <= delta < 1:
+        raise ConfigError(f"Expected delta in [{MIN_DELTA:g}, 1), got {delta!r}.")
+
+
+def check_clip(max_grad_norm: float) -> None:
+    """Refuse a clip that is not a finite number above 0."""
+    if not _is_number(max_grad_norm) or max_grad_norm <= 0:
+        raise ConfigError(
+            f"Expected max_grad_norm to be finite and above 0, got {max_grad_norm!r}."
+        )
+
+
+def _calibrated(choice: PrivacyChoice) -> float:
+    if choice.epsilon is None:
+        raise ConfigError("Expected epsilon or noise_multiplier, got neither. Give one of them.")
+    return calibrate(
+        epsilon=choice.epsilon,
+        delta=choice.delta,
+        sample_rate=choice.sample_rate,
+        steps=choice.steps,
+    )
+
+
+def _agreed(choice: PrivacyChoice, noise: float) -> float:
+    if noise == 0 and not isinstance(noise, bool):
+        raise PrivacyRefused(
+            "Expected noise_multiplier above 0 with privacy on, got 0. Switch privacy off instead."
+        )
+    event = schedule(noise_multiplier=noise, sample_rate=choice.sample_rate, steps=choice.steps)
+    if choice.epsilon is None:
+        return float(noise)
+    check_epsilon(choice.epsilon)
+    real = spent(event, delta=choice.delta).epsilon
+    if not 0.99 * choice.epsilon <= real <= choice.epsilon * (1 + 1e-9):
+        raise ConfigError(
+            f"Expected noise_multiplier and epsilon to agree, got {noise}, which spends "
+            f"{real:.4g}, and {choice.epsilon}. Give only one of them."
+        )
+    return float(noise)
+
+
+def _guess(epsilon: float, delta: float, sample_rate: float, steps: int) -> float:
+    """Start the search at the classic Gaussian bound for the sampled steps, as a logarithm."""
+    schedule(noise_multiplier=1.0, sample_rate=sample_rate, steps=steps)
+    check_delta(delta)
+    scale = sample_rate * math.sqrt(steps * 2 * math.log(1.25 / delta)) / epsilon
+    return math.log(min(max(scale, 2 * MIN_NOISE), MAX_NOISE / 2))
+
+
+def _bracket(excess: Callable[[float], float], start: float) -> tuple[float, float]:
+    """Double or halve the noise until the target lies between; equal ends mean: at the floor."""
+    step = math.log(2.0)
+    low = high = start
+    if excess(start) > 0:
+        while excess(high) > 0:
+            low, high = high, high + step
+            if high > math.log(MAX_NOISE):
+                raise ConfigError(f"Expected an epsilon within reach of noise {MAX_NOISE:g}.")
+        return low, high
+    while excess(low) <= 0:
+        if low <= math.log(MIN_NOISE):
+            return math.log(MIN_NOISE), math.log(MIN_NOISE)
+        low, high = max(low - step, math.log(MIN_NOISE)), low
+    return low, high
+
+
+@lru_cache(maxsize=4096)
+def _spent(counted: tuple[tuple[Leaf, int], ...], delta: float) -> Spent:
+    release = f"dp-accounting {version('dp-accounting')}"
+    if not counted:
+        return Spent(epsilon=0.0, pld=0.0, rdp=0.0, delta=delta, accountant=f"{release}, none")
+    event = dp_accounting.ComposedDpEvent(
+        [dp_accounting.SelfComposedDpEvent(_foreign(leaf), n) for leaf, n in counted]
+    )
+    with _quiet():
+        by_rdp = float(rdp.RdpAccountant().compose(event).get_epsilon(delta))
+        interval = _interval(by_rdp, counted)
+        by_pld = math.inf
+        if by_rdp <= _PLD_CEILING:
+            accountant = pld.PLDAccountant(value_discretization_interval=interval)
+            by_pld = float(accountant.compose(event).get_epsilon(delta))
+    won = f"PLD at {interval:g}" if by_pld <= by_rdp else "RDP"
+    return Spent(
+        epsilon=min(by_pld, by_rdp),
+        pld=by_pld,
+        rdp=by_rdp,
+        delta=delta,
+        accountant=f"{release}, {won}",
+    )
+
+
+def _foreign(leaf: Leaf) -> dp_accounting.DpEvent:
+    if isinstance(leaf, PoissonSampled):
+        return dp_accounting.PoissonSampledDpEvent(leaf.sample_rate, _foreign(leaf.event))
+    return dp_accounting.GaussianDpEvent(leaf.noise_multiplier)
+
+
+def _interval(epsilon: float, counted: tuple[tuple[Leaf, int], ...]) -> float:
+    """Choose the PLD's discretisation: some 1e-4 of epsilon, as far as memory allows.
+
+    One step's loss spreads over some 1 / (2 s**2) + 10 / s for noise s. Its rounding adds up, so
+    very many steps get a finer grid.
+    """
+    noise = min(_noise(leaf) for leaf, _ in counted)
+    spread = 0.5 / noise**2 + 10 / noise
+    fraction = 2e4 if sum(n for _, n in counted) < _MANY_STEPS else 2e5
+    wanted = max(epsilon / fraction, spread / _MOST_BUCKETS)
+    return next((step for step in (1e-5, 1e-4, 1e-3, 1e-2, 1e-1) if step >= wanted), 1.0)
+
+
+def _noise(leaf: Leaf) -> float:
+    return leaf.noise_multiplier if isinstance(leaf, Gaussian) else leaf.event.noise_multiplier
+
+
+def _epsilon(result: Spent) -> float:
+    return result.epsilon
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Drop this thread's absl warnings (orders that do not converge are left out by design)."""
+    thread, log = threading.get_ident(), logging.getLogger("absl")
+
+    def elsewhere(_: logging.LogRecord) -> bool:
+        return threading.get_ident() != thread
+
+    log.addFilter(elsewhere)
+    try:
+        yield
+    finally:
+        log.removeFilter(elsewhere)
