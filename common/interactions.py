@@ -141,8 +141,29 @@ def read_interactions(
             f"{table.name}: expected at most {limits.rows_per_subject} rows a subject, got more: "
             "keep the latest, or check user_id."
         )
-    known = _codes(items, pl.Series(catalog.item_ids))
-    return _compress(table, subjects, codes, known, values, times)
+    positions = _codes(items, pl.Series(catalog.item_ids))
+    known = np.flatnonzero(positions >= 0)
+    if not known.size:
+        raise DataError(f"{table.name}: expected items of the catalog, got none; check item_id.")
+    interactions = from_rows(
+        tuple(subjects),
+        subjects=codes[known],
+        items=positions[known],
+        values=values[known],
+        times=times[known],
+    )
+    return interactions, _report(codes.size, known.size, len(subjects), interactions)
+
+
+def _report(rows: int, known: int, subjects: int, kept: Interactions) -> ReadReport:
+    return ReadReport(
+        rows=rows,
+        subjects=len(kept),
+        interactions=kept.items.size,
+        dropped_unknown_items=rows - known,
+        dropped_duplicates=known - kept.items.size,
+        dropped_subjects=subjects - len(kept),
+    )
 
 
 def _codes(ids: pl.Series, vocabulary: pl.Series) -> NDArray[np.int64]:
@@ -151,39 +172,34 @@ def _codes(ids: pl.Series, vocabulary: pl.Series) -> NDArray[np.int64]:
     return found.fill_null(-1).to_numpy().astype(np.int64, copy=False)
 
 
-def _compress(
-    table: Table,
-    subjects: pl.Series,
-    codes: NDArray[np.int64],
+def from_rows(
+    subject_ids: tuple[str, ...],
+    *,
+    subjects: NDArray[np.int64],
     items: NDArray[np.int64],
     values: NDArray[np.float64],
     times: Times,
-) -> tuple[Interactions, ReadReport]:
-    """Drop unknown items, order by subject and time, keep the first of each (subject, item)."""
-    kept = np.flatnonzero(items >= 0)
-    if not kept.size:
-        raise DataError(f"{table.name}: expected items of the catalog, got none; check item_id.")
-    order = kept[np.lexsort((times[kept], codes[kept]))]
-    pairs = codes[order] * (items.max() + 1) + items[order]
-    first = np.sort(np.unique(pairs, return_index=True)[1])
-    rows = order[first]
-    present, counts = np.unique(codes[rows], return_counts=True)
-    interactions = Interactions(
-        subject_ids=tuple(subjects.gather(present)),
+) -> Interactions:
+    """Compressed rows of loose ones: ordered by time, the first of each (subject, item) kept.
+
+    Args:
+        subject_ids: Ids; a subject without a row is left out.
+        subjects: Number of the subject of each row, int64[m].
+        items: Catalog position of each row, int64[m], not negative.
+        values: Rating of each row, float64[m].
+        times: Time of each row; ties keep the order of the rows.
+    """
+    order = np.lexsort((times, subjects))
+    pairs = subjects[order] * (items.max(initial=0) + 1) + items[order]
+    rows = order[np.sort(np.unique(pairs, return_index=True)[1])]
+    present, counts = np.unique(subjects[rows], return_counts=True)
+    return Interactions(
+        subject_ids=tuple(subject_ids[i] for i in present.tolist()),
         offsets=_offsets(counts.astype(np.int64)),
         items=items[rows].astype(np.int32),
         values=values[rows].astype(np.float32),
         times=times[rows],
     )
-    report = ReadReport(
-        rows=codes.size,
-        subjects=len(interactions),
-        interactions=rows.size,
-        dropped_unknown_items=codes.size - kept.size,
-        dropped_duplicates=kept.size - rows.size,
-        dropped_subjects=subjects.len() - len(interactions),
-    )
-    return interactions, report
 
 
 def write_interactions(interactions: Interactions, catalog: Catalog, folder: Path) -> None:
