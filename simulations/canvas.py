@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 INK: Final = "#1b1f24"
 MUTED: Final = "#5b6470"
 RULE: Final = "#b9c0c8"
-PALETTE: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-"""Okabe and Ito's colours, which people with any colour vision tell apart."""
+PALETTE: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b27d00", "#3a9bd6")
+"""Okabe and Ito's colours, which people with any colour vision tell apart; the last two darker."""
 PAGE: Final = 8.0
 PHONE: Final = 4.2
 
@@ -72,6 +72,7 @@ def to_svg(figure: Figure) -> str:
         figure.savefig(text, format="svg", transparent=True, metadata=quiet)
     svg = text.getvalue()
     svg = re.sub(r"<!--.*?-->", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    for colour, variable in ((INK, "ink"), (MUTED, "muted"), (RULE, "rule")):
+    named = {INK: "ink", MUTED: "muted", RULE: "rule", PALETTE[0]: "blue"}
+    for colour, variable in named.items():
         svg = svg.replace(colour, f"var(--{variable})")
     return svg

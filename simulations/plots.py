@@ -29,6 +29,7 @@ from simulations.results import (
     measured_methods,
     pairs,
     score,
+    upper,
     write_atomic,
 )
 
@@ -54,7 +55,7 @@ def plot_rounds(result: RunResult, *, width: float = PAGE) -> Figure:
         axes.set_xlabel("round")
         axes.set_ylabel("NDCG@10")
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        marks = [(values[-1], "federated", colour)] if values else []
+        marks = [(values[-1], "federated", INK)] if values else []
         marks += _reference_lines(result, name, axes)
         axes.set_ylim(0, 1.08 * max([v for v, _, _ in marks] + values, default=1.0) or 1.0)
         _label_right(axes, marks)
@@ -262,7 +263,7 @@ def _method_bars(
     spot, spots, labels = 0.0, [], []
     top = largest_epsilon(result)
     for group, methods in groups.items():
-        bound = f", ε ≤ {top.epsilon:.3g}" if group == "private" and top else ""
+        bound = f", ε ≤ {upper(top.epsilon)}" if group == "private" and top else ""
         axes.text(
             0.0, spot, f" {group}{bound}", fontsize=9, fontstyle="italic", color=MUTED, va="center"
         )

@@ -18,6 +18,7 @@ from simulations.plots import PLOTS, save_plots
 from simulations.results import (
     LABELS,
     SCOPE,
+    ByMethod,
     RunResult,
     clean,
     gain,
@@ -27,11 +28,14 @@ from simulations.results import (
     measured_methods,
     pairs,
     score,
+    upper,
     write_atomic,
     write_results,
 )
 
 NAME: Final = "report.html"
+PROMISES_NOTHING: Final = 20.0
+"""From this epsilon on, a factor on the odds says nothing to a reader."""
 CAPTIONS: Final = {
     "methods": (
         "NDCG@10 is 1 when what the person took next stands first in the list of ten, and 0 "
@@ -89,15 +93,18 @@ def render_report(result: RunResult, *, files: tuple[str, ...] = ()) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    pages.filters.update(three=three, percent=percent, number=number, clean=clean, label=LABELS.get)
+    pages.filters.update(
+        three=three, percent=percent, number=number, clean=clean, label=LABELS.get, upper=upper
+    )
     return pages.get_template("report.html.j2").render(
         run=result,
+        private=bool(result.sites) and all(math.isfinite(s.epsilon) for s in result.sites),
         top=largest_epsilon(result),
         mean_gain=mean_gain(result),
         headlines=headlines(result),
         pairs=pairs(result),
         methods=measured_methods(result),
-        slices=slice_rows(result),
+        slices=slice_tables(result),
         pictures=pictures(result),
         accounting=accounting_rows(result),
         epsilon_words=epsilon_words(result),
@@ -146,13 +153,10 @@ def pictures(result: RunResult) -> tuple[Picture, ...]:
     )
 
 
-def slice_rows(result: RunResult) -> tuple[tuple[str, str, tuple[float | None, ...]], ...]:
-    """Return (domain, slice, NDCG@10 of each measured method)."""
-    shown = measured_methods(result)
+def slice_tables(result: RunResult) -> tuple[tuple[str, dict[str, ByMethod]], ...]:
+    """Return (domain, part of its test subjects -> metrics), "all" first."""
     return tuple(
-        (name, part, tuple(score(metrics, method) for method in shown))
-        for name, domain in result.domains.items()
-        for part, metrics in {"all": domain.metrics, **domain.slices}.items()
+        (name, {"all": domain.metrics, **domain.slices}) for name, domain in result.domains.items()
     )
 
 
@@ -183,14 +187,16 @@ def epsilon_words(result: RunResult) -> str:
     top = largest_epsilon(result)
     if top is None or not math.isfinite(top.epsilon):
         return "This run trained without protection: it bounds nothing about any one person."
+    if top.epsilon > PROMISES_NOTHING:
+        return f"ε = {top.epsilon:.3g} is so large that it promises nothing to any one person."
     factor, chance = math.exp(top.epsilon), round(1 / top.delta) if top.delta > 0 else 0
-    shown = f"{factor:.2f}" if factor < 10 else f"{factor:,.0f}"
+    shown = f"{factor:.2f}" if factor < 10 else f"{math.ceil(factor):,}"
     exception = f", but for a chance of at most 1 in {chance:,}" if chance else ""
     return (
-        f"ε = {top.epsilon:.2f} means for one patient or customer: whoever sees everything that "
-        f"left the sites can become at most {shown} times more, or less, sure that this "
-        f"person's records were used{exception}. 0 would mean no trace at all. It is a ceiling "
-        "that holds against any method, not an estimate of what an attacker would learn."
+        f"ε = {upper(top.epsilon)} means for one patient or customer: whoever sees everything that "
+        "left the sites can raise or lower the odds they give to this person's records having "
+        f"been used by a factor of at most {shown}{exception}. A factor of 1 would be no trace at "
+        "all. It is a ceiling that holds against any method, not an estimate of an attack."
     )
 
 
@@ -206,7 +212,7 @@ def command(result: RunResult) -> str:
 
 def three(value: float | None) -> str:
     """Return three decimals, or a dash for what was not measured."""
-    return "—" if value is None else f"{value:.3f}"
+    return "—" if value is None else f"{value:.3f}".replace("inf", "∞")
 
 
 def percent(value: float | None) -> str:

@@ -187,6 +187,11 @@ def largest_epsilon(result: RunResult) -> SiteResult | None:
     return max(result.sites, key=lambda site: site.epsilon, default=None)
 
 
+def upper(epsilon: float) -> str:
+    """Return epsilon rounded up to two decimals, so that "at most" stays true."""
+    return f"{math.ceil(epsilon * 100 - 1e-9) / 100:.2f}" if math.isfinite(epsilon) else "∞"
+
+
 def clean(name: str, limit: int = 60) -> str:
     """Return a foreign name on one line, without control characters, at most `limit` long."""
     shown = "".join(" " if unicodedata.category(c).startswith(("C", "Z")) else c for c in name)
@@ -203,7 +208,7 @@ def _gain_sentence(result: RunResult) -> Iterator[str]:
     measured, top = gains(result), largest_epsilon(result)
     if top is None:
         return
-    spent = f"ε ≤ {top.epsilon:.2f} (δ = {top.delta:.0e})" if math.isfinite(top.epsilon) else "no ε"
+    spent = f"ε ≤ {upper(top.epsilon)} (δ = {top.delta:.0e})"
     mean = mean_gain(result)
     if mean is None:
         yield f"Each site spends {spent}; training alone was not measured."
