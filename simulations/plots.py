@@ -204,7 +204,8 @@ def plot_transfer(result: RunResult, *, width: float = PAGE) -> Figure:
             value = result.transfer.get(source, {}).get(target, math.nan)
             _cell(axes, x, y, value, bound=bound)
     labels = [clean(name, 14) for name in names]
-    axes.set(xlim=(-0.5, len(names) - 0.5), ylim=(len(names) - 0.5, -0.5))
+    edge = max(len(names), 1) - 0.5
+    axes.set(xlim=(-0.5, edge), ylim=(edge, -0.5))
     axes.set_xticks(range(len(names)), labels, parse_math=False)
     axes.set_yticks(range(len(names)), labels, parse_math=False)
     style(axes, grid="")
@@ -314,7 +315,7 @@ class Plot:
 PLOTS: Final = (
     Plot(
         name="methods",
-        title="How good each method ranks",
+        title="How well each method ranks",
         draw=plot_methods,
         has_data=lambda result: bool(measured_methods(result)),
     ),

@@ -222,6 +222,6 @@ def percent(value: float | None) -> str:
 
 def number(value: float | str) -> str:
     """Return a figure as a table shows it; text stays as it is."""
-    if isinstance(value, str | bool):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}".replace("inf", "∞")

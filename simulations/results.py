@@ -13,6 +13,7 @@ import secrets
 import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Final
 
@@ -260,14 +261,16 @@ def to_summary(result: RunResult) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Return the value with tuples as lists and without NaN and infinity, which JSON lacks."""
+    """Return plain Python values (NumPy's become these), null for NaN and infinity."""
     if isinstance(value, Mapping):
         return {str(key): _plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(inner) for inner in value]
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else None
-    return value
+    if value is None or isinstance(value, str | bool):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    return float(value) if math.isfinite(value) else None
 
 
 CSV_HEADER: Final = ("level", "domain", "site", "slice", "method", "metric", "value")

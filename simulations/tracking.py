@@ -99,27 +99,27 @@ class TensorBoard:
     def __init__(self, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415  # optional, heavy
 
-        self._writer = SummaryWriter(str(folder / "tensorboard"))  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(folder / "tensorboard"))
 
     def settings(self, values: Mapping[str, str]) -> None:
         """Record the settings as a text table."""
         rows = "\n".join(f"| {key} | {value} |" for key, value in values.items())
         text = f"| setting | value |\n|---|---|\n{rows}"
-        self._writer.add_text("settings", text)  # type: ignore[no-untyped-call]
+        self._writer.add_text("settings", text)
 
     def point(self, point: Point) -> None:
         """Record NDCG@10 of every domain and the privacy spent."""
         for key, value in point_figures(point).items():
-            self._writer.add_scalar(key, value, point.round)  # type: ignore[no-untyped-call]
+            self._writer.add_scalar(key, value, point.round)
 
     def result(self, result: RunResult) -> None:
         """Record the final figures at the last round."""
         for key, value in final_figures(result).items():
-            self._writer.add_scalar(key, value, result.rounds)  # type: ignore[no-untyped-call]
+            self._writer.add_scalar(key, value, result.rounds)
 
     def close(self, *, failed: bool = False) -> None:  # noqa: ARG002  # event files hold no status
         """Flush the event file."""
-        self._writer.close()  # type: ignore[no-untyped-call]
+        self._writer.close()
 
 
 class MLflow:
