@@ -14,7 +14,7 @@ import polars as pl
 
 from common.errors import DataError
 from common.limits import LIMITS, Limits
-from common.tables import find_table, id_column, open_table, text_column
+from common.tables import find_table, id_column, open_table, require_distinct, text_column
 
 ITEM_COLUMNS = ("item_id", "title", "text", "category")
 TRIPLE_COLUMNS = ("head", "relation", "tail")
@@ -83,11 +83,7 @@ def read_catalog(folder: Path, *, domain: str, limits: Limits = LIMITS) -> Catal
     if frame.height > limits.items:
         raise DataError(f"{table.name}: expected at most {limits.items} items, got more.")
     ids = id_column(table, frame, "item_id", limits=limits)
-    if ids.is_duplicated().any():
-        row = ids.is_first_distinct().arg_min()
-        raise DataError(
-            f"{table.name}: expected distinct item_id, got one again in row {row or 0}."
-        )
+    require_distinct(table, ids, "item_id")
     titles = _or_else(text_column(table, frame, "title"), ids)
     texts = _or_else(text_column(table, frame, "text"), titles)
     return Catalog(

@@ -14,7 +14,15 @@ from numpy.typing import NDArray
 from common.catalog import Catalog
 from common.errors import DataError, PrivacyRefused
 from common.limits import LIMITS, Limits
-from common.tables import Table, find_table, id_column, number_column, open_table, text_column
+from common.tables import (
+    Table,
+    find_table,
+    id_column,
+    number_column,
+    open_table,
+    require_distinct,
+    text_column,
+)
 
 Times = NDArray[np.int64] | NDArray[np.float64]
 COLUMNS = ("user_id", "item_id", "timestamp")
@@ -229,25 +237,29 @@ def read_subject_column(folder: Path, column: str, *, limits: Limits = LIMITS) -
     Raises:
         DataError: Neither file has the column, or `users.*` names a subject twice.
     """
-    seen: list[str] = []
     for name in ("users", "interactions"):
-        if find_table(folder, name) is None:
-            continue
-        table = open_table(folder, name, limits=limits)
-        if column in table.columns and column != "user_id":
-            return _subject_values(table, column, limits)
-        seen += [other for other in table.columns if other not in (*COLUMNS, *seen)]
-    raise DataError(
-        f"Expected a subject column of {folder}: {', '.join(seen) or 'none'}; got another."
-    )
+        if find_table(folder, name) is not None:
+            table = open_table(folder, name, limits=limits)
+            if column in table.columns and column not in (*COLUMNS, "rating"):
+                return _subject_values(table, column, limits)
+    names = ", ".join(subject_columns(folder, limits=limits)) or "none"
+    raise DataError(f"{folder.name}: expected one of the subject columns {names}; got another.")
+
+
+def subject_columns(folder: Path, *, limits: Limits = LIMITS) -> tuple[str, ...]:
+    """Columns of `users.*` and `interactions.*` by which subjects can be told apart into sites."""
+    found: dict[str, None] = {}
+    for name in ("users", "interactions"):
+        if find_table(folder, name) is not None:
+            found |= dict.fromkeys(open_table(folder, name, limits=limits).columns)
+    return tuple(column for column in found if column not in (*COLUMNS, "rating"))
 
 
 def _subject_values(table: Table, column: str, limits: Limits) -> dict[str, str]:
     frame = table.frame(("user_id", column))
     users = id_column(table, frame, "user_id", limits=limits)
-    if table.path.name.startswith("users.") and users.is_duplicated().any():
-        row = users.is_first_distinct().arg_min()
-        raise DataError(f"{table.name}: expected one row a subject, got another in row {row or 0}.")
+    if table.name.startswith("users."):
+        require_distinct(table, users, "user_id")
     values = text_column(table, frame, column).str.strip_chars().replace("", UNKNOWN)
     pairs = pl.DataFrame({"user": users, "value": values}).with_row_index("row")
     counted = pairs.group_by("user", "value").agg(pl.len(), pl.col("row").min())
@@ -268,6 +280,16 @@ def require_subjects(interactions: Interactions, *, floor: int = LIMITS.subjects
             f"Expected at least {floor} subjects at a site, got fewer: a smaller group cannot hide "
             "one person; pool sites or wait for more records."
         )
+
+
+def require_targets(interactions: Interactions) -> None:
+    """Refuse data in which nobody has anything to predict.
+
+    Raises:
+        DataError: No subject has two interactions.
+    """
+    if not (interactions.counts >= 2).any():
+        raise DataError("Expected subjects with 2 or more distinct items, got none; check user_id.")
 
 
 def require_labels(interactions: Interactions, allowed: tuple[float, ...] = (0.0, 1.0)) -> None:

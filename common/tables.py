@@ -147,12 +147,13 @@ def read_bytes(path: Path, *, limits: Limits = LIMITS) -> bytes:
             raise SecurityRefused(message) from None
         reason = os.strerror(error.errno or 0)
         raise DataError(f"{path.name}: expected a readable file, got '{reason}'.") from None
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode):
+        os.close(descriptor)
+        raise SecurityRefused(
+            f"{path.name}: expected a regular file, got a pipe, device or folder."
+        )
     with os.fdopen(descriptor, "rb") as file:
-        found = os.fstat(file.fileno())
-        if not stat.S_ISREG(found.st_mode):
-            raise SecurityRefused(
-                f"{path.name}: expected a regular file, got a pipe, device or folder."
-            )
         if found.st_size > limits.file_bytes:
             raise _too_large(path, limits)
         if path.suffix == ".gz":
@@ -259,6 +260,16 @@ def id_column(
     long = series.str.len_chars() > limits.id_characters
     _refuse_rows(table, column, long, expected=f"{limits.id_characters} characters", got="more")
     return series
+
+
+def require_distinct(table: Table, ids: pl.Series, column: str) -> None:
+    """Refuse an id that stands in two rows.
+
+    Raises:
+        DataError: One does.
+    """
+    again = ~ids.is_first_distinct()
+    _refuse_rows(table, column, again, expected="distinct ids", got="one again")
 
 
 def text_column(table: Table, frame: pl.DataFrame, column: str) -> pl.Series:
