@@ -84,14 +84,14 @@ def read_catalog(folder: Path, *, domain: str, limits: Limits = LIMITS) -> Catal
         raise DataError(f"{table.name}: expected at most {limits.items} items, got more.")
     ids = id_column(table, frame, "item_id", limits=limits)
     require_distinct(table, ids, "item_id")
-    titles = _or_else(text_column(table, frame, "title"), ids)
-    texts = _or_else(text_column(table, frame, "text"), titles)
+    titles = _or_else(text_column(table, frame, "title", limits=limits), ids)
+    texts = _or_else(text_column(table, frame, "text", limits=limits), titles)
     return Catalog(
         domain=domain,
         item_ids=tuple(ids),
-        titles=tuple(titles.str.slice(0, limits.text_characters)),
-        texts=tuple(texts.str.slice(0, limits.text_characters)),
-        categories=tuple(text_column(table, frame, "category")),
+        titles=tuple(titles),
+        texts=tuple(texts),
+        categories=tuple(text_column(table, frame, "category", limits=limits)),
         triples=_read_triples(folder, ids, limits),
     )
 

@@ -260,7 +260,7 @@ def _subject_values(table: Table, column: str, limits: Limits) -> dict[str, str]
     users = id_column(table, frame, "user_id", limits=limits)
     if table.name.startswith("users."):
         require_distinct(table, users, "user_id")
-    values = text_column(table, frame, column).str.strip_chars().replace("", UNKNOWN)
+    values = text_column(table, frame, column, limits=limits).str.strip_chars().replace("", UNKNOWN)
     pairs = pl.DataFrame({"user": users, "value": values}).with_row_index("row")
     counted = pairs.group_by("user", "value").agg(pl.len(), pl.col("row").min())
     best = counted.sort("len", "row", descending=[True, False]).unique("user", keep="first")

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from common.errors import DataError, SecurityRefused
 from common.limits import LIMITS, Limits
+from common.parquet_size import uncompressed_bytes
 
 SUFFIXES = (".csv", ".csv.gz", ".parquet")
 """File formats, in the order in which they are looked for."""
@@ -163,7 +164,7 @@ def read_bytes(path: Path, *, limits: Limits = LIMITS) -> bytes:
 
 def _gunzip(path: Path, file: io.BufferedIOBase, compressed: int, limits: Limits) -> bytes:
     """Decompress in chunks and stop at the first limit, before the memory is spent."""
-    ratio_cap = max(4 * _CHUNK, int(compressed * limits.decompression_ratio))
+    ratio_cap = _ratio_cap(compressed, limits)
     buffer = bytearray()
     try:
         with gzip.GzipFile(fileobj=file) as stream:
@@ -172,14 +173,22 @@ def _gunzip(path: Path, file: io.BufferedIOBase, compressed: int, limits: Limits
                 if len(buffer) > limits.file_bytes:
                     raise _too_large(path, limits)
                 if len(buffer) > ratio_cap:
-                    raise SecurityRefused(
-                        f"{path.name}: expected decompression to at most "
-                        f"{limits.decompression_ratio:g} times its size, got more (a zip bomb?); "
-                        "give the plain CSV."
-                    )
+                    raise _bomb(path, limits)
     except (OSError, EOFError, zlib.error):
         raise DataError(f"{path.name}: expected a whole gzip file, got a broken one.") from None
     return bytes(buffer)
+
+
+def _ratio_cap(compressed: int, limits: Limits) -> int:
+    """Most bytes after decompression; a small file may compress as well as it likes."""
+    return max(4 * _CHUNK, int(compressed * limits.decompression_ratio))
+
+
+def _bomb(path: Path, limits: Limits) -> SecurityRefused:
+    return SecurityRefused(
+        f"{path.name}: expected decompression to at most {limits.decompression_ratio:g} times its "
+        "size, got more (a zip bomb?); give a plain CSV."
+    )
 
 
 def _too_large(path: Path, limits: Limits) -> SecurityRefused:
@@ -210,13 +219,16 @@ def _csv_columns(path: Path, content: bytes) -> tuple[str, ...]:
 
 
 def _parquet_columns(path: Path, content: bytes, limits: Limits) -> tuple[str, ...]:
-    """Column names, after the row count was held against the limits."""
+    """Column names, after sizes in the headers were held against the limits."""
     try:
+        size = uncompressed_bytes(content)
+        if size > _ratio_cap(len(content), limits):
+            raise _bomb(path, limits)
         names = list(pl.read_parquet_schema(io.BytesIO(content)))
         rows = pl.scan_parquet(io.BytesIO(content)).select(pl.len()).collect().item()
-    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError):
+    except (ValueError, OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException):
         raise DataError(f"{path.name}: expected a Parquet file, got something else.") from None
-    if rows * len(names) * _CELL_BYTES > limits.file_bytes:
+    if max(size, rows * len(names) * _CELL_BYTES) > limits.file_bytes:
         raise _too_large(path, limits)
     return _require_header(path, names)
 
@@ -272,11 +284,18 @@ def require_distinct(table: Table, ids: pl.Series, column: str) -> None:
     _refuse_rows(table, column, again, expected="distinct ids", got="one again")
 
 
-def text_column(table: Table, frame: pl.DataFrame, column: str) -> pl.Series:
-    """A column of free text; a missing cell is the empty text."""
+def text_column(
+    table: Table, frame: pl.DataFrame, column: str, *, limits: Limits = LIMITS
+) -> pl.Series:
+    """A column of free text, cut at the limit; a missing cell is the empty text.
+
+    Raises:
+        DataError: The column holds lists or structures.
+    """
     if frame[column].dtype.is_nested():
         raise DataError(f"{table.name}: expected text in {column}, got {frame[column].dtype}.")
-    return frame[column].cast(pl.String, strict=False).fill_null("")
+    texts = frame[column].cast(pl.String, strict=False).fill_null("")
+    return texts.str.slice(0, limits.text_characters)
 
 
 def number_column(

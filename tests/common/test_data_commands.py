@@ -65,6 +65,12 @@ def bomb(site: Path) -> None:
     (site / "interactions.csv.gz").write_bytes(gzip.compress(content))
 
 
+def parquet_bomb(site: Path) -> None:
+    (site / "interactions.csv").unlink()
+    frame = pl.DataFrame({"user_id": ["0" * (32 << 20)], "item_id": ["i1"], "timestamp": [1]})
+    frame.write_parquet(site / "interactions.parquet")
+
+
 def truncated_gzip(site: Path) -> None:
     (site / "interactions.csv").unlink()
     (site / "interactions.csv.gz").write_bytes(gzip.compress(interactions().encode())[:-20])
@@ -136,6 +142,7 @@ BAD: list[tuple[str, Callable[[Path], None], int, str]] = [
     ("symlink", symlink, 3, "symbolic link"),
     ("FIFO", fifo, 3, "pipe"),
     ("zip bomb", bomb, 3, "zip bomb"),
+    ("Parquet bomb", parquet_bomb, 3, "zip bomb"),
     ("truncated gzip", truncated_gzip, 2, "whole gzip"),
     ("not Parquet", not_parquet, 2, "Parquet"),
     ("nested ids", nested, 2, "item_id"),

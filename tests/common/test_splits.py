@@ -14,7 +14,7 @@ def make(counts: list[int]) -> Interactions:
         subject_ids=tuple(f"s{n}" for n in range(len(counts))),
         offsets=np.concatenate(([0], np.cumsum(counts))).astype(np.int64),
         items=np.arange(total, dtype=np.int32),
-        values=np.arange(total, dtype=np.float32) / 2,
+        values=(np.arange(total) / 2).astype(np.float32),
         times=np.arange(total),
     )
 

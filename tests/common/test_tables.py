@@ -203,6 +203,12 @@ def test_a_parquet_file_of_too_many_cells_is_refused_by_its_footer(tmp_path: Pat
         open_table(tmp_path, "t", limits=replace(LIMITS, file_bytes=1 << 20))
 
 
+def test_a_parquet_page_that_grows_beyond_the_ratio_is_refused(tmp_path: Path) -> None:
+    pl.DataFrame({"a": ["0" * (24 << 20)]}).write_parquet(tmp_path / "t.parquet")
+    with pytest.raises(SecurityRefused, match="zip bomb"):
+        open_table(tmp_path, "t")
+
+
 @pytest.mark.parametrize("name", ["..", ".", "", "a/b", "../x", "/etc", "a\\b", "a\0b"])
 def test_a_folder_name_cannot_leave_its_root(tmp_path: Path, name: str) -> None:
     with pytest.raises(SecurityRefused, match="plain folder name"):
