@@ -30,11 +30,12 @@ UNKNOWN = "unknown"
 """Value of a subject whose cell is empty."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Interactions:
     """Interactions in compressed rows: those of subject i stand at offsets[i]:offsets[i+1].
 
-    Inside a subject they are ordered by time, ties in file order, and no item occurs twice.
+    Inside a subject they are ordered by time, ties in file order, and no item occurs twice. The
+    representation is without content, so that no log or trace shows a record.
 
     Attributes:
         subject_ids: n distinct ids.
@@ -144,11 +145,7 @@ def read_interactions(
         values = rated.astype(np.float64)
     subjects = users.unique(maintain_order=True)
     codes = _codes(users, subjects)
-    if np.bincount(codes).max() > limits.rows_per_subject:
-        raise DataError(
-            f"{table.name}: expected at most {limits.rows_per_subject} rows a subject, got more: "
-            "keep the latest, or check user_id."
-        )
+    _require_cap(table, codes, limits)
     positions = _codes(items, pl.Series(catalog.item_ids))
     known = np.flatnonzero(positions >= 0)
     if not known.size:
@@ -161,6 +158,14 @@ def read_interactions(
         times=times[known],
     )
     return interactions, _report(codes.size, known.size, len(subjects), interactions)
+
+
+def _require_cap(table: Table, codes: NDArray[np.int64], limits: Limits) -> None:
+    if np.bincount(codes).max() > limits.rows_per_subject:
+        raise DataError(
+            f"{table.name}: expected at most {limits.rows_per_subject} rows a subject, got more: "
+            "keep the latest, or check user_id."
+        )
 
 
 def _report(rows: int, known: int, subjects: int, kept: Interactions) -> ReadReport:

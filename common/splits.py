@@ -14,7 +14,7 @@ NONE = -1
 """Target of a subject that has none."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class LeaveOneOut:
     """A split of n subjects; every part lists the same subjects in the same order.
 

@@ -35,7 +35,7 @@ _BOM = b"\xef\xbb\xbf"
 _CELL_BYTES = 16  # a polars string view, the widest fixed part of a cell
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Table:
     """A table whose bytes and header were checked, and whose cells were not read yet.
 

@@ -21,6 +21,8 @@ from common.interactions import (
     write_interactions,
 )
 from common.limits import LIMITS
+from common.splits import leave_one_out
+from common.tables import open_table
 
 HEADER = "user_id,item_id,rating,timestamp\n"
 NAMES = tuple(f"i{n}" for n in range(5))
@@ -139,6 +141,12 @@ def test_select_gives_the_chosen_subjects_in_order(picks: list[int]) -> None:
     for place, pick in enumerate(picks):
         assert chosen.items_of(place).tolist() == whole.items_of(pick).tolist()
     assert chosen.times.tolist() == [10 * item for item in chosen.items.tolist()]
+
+
+def test_the_representation_shows_no_record(tmp_path: Path) -> None:
+    found = read(tmp_path, "MARKER,i1,4321,1234567", "MARKER,i2,1,2")
+    for shown in (found, leave_one_out(found), open_table(tmp_path, "interactions")):
+        assert not any(mark in repr(shown) for mark in ("MARKER", "4321", "1234567"))
 
 
 def test_items_of_is_a_view(tmp_path: Path) -> None:
