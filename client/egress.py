@@ -1,0 +1,58 @@
+"""The egress gate: the last code at a site before the network, and the only door.
+
+Passes named float32 arrays of the expected shapes, finite, within a public bound; nothing else.
+"""
+
+import math
+
+import numpy as np
+
+from common.errors import SecurityRefused
+from common.plan import RunPlan
+from common.wire import Tensors
+
+TAIL = 8.0
+"""Standard deviations over the expected noise norm at which the bound lies: P below 1e-15."""
+BATCH_SLACK = 6.0
+"""Standard deviations of a Poisson batch's size over its mean."""
+
+
+def update_bound(plan: RunPlan, *, noise_multiplier: float, size: int, expected: float) -> float:
+    """Public bound on the length of an update of `size` floats.
+
+    Each step moves by at most learning rate times (clipped sum + noise) / expected batch size.
+
+    Args:
+        plan: clip, steps, learning rate.
+        noise_multiplier: of the site.
+        size: floats in the update.
+        expected: expected batch size.
+    """
+    most = expected + BATCH_SLACK * math.sqrt(expected) + 10
+    noise = noise_multiplier * (math.sqrt(size) + TAIL)
+    step = plan.privacy.max_grad_norm * (most + noise) / expected
+    return 1.01 * plan.federation.local_steps * plan.federation.client_learning_rate * step
+
+
+def pass_out(update: Tensors, *, shapes: dict[str, tuple[int, ...]], bound: float) -> Tensors:
+    """Check an update and return it unchanged.
+
+    Args:
+        update: what training made.
+        shapes: exactly the tensors that may leave, with their shapes.
+        bound: largest length of all of them together.
+
+    Raises:
+        SecurityRefused: a name, shape, dtype, a non-finite number or the length is not allowed.
+    """
+    if set(update) != set(shapes):
+        raise SecurityRefused("Expected exactly the adapter's tensors in the update.")
+    for name, value in update.items():
+        if value.dtype != np.float32 or value.shape != shapes[name]:
+            raise SecurityRefused(f"Expected {name} as float32 of shape {shapes[name]}.")
+        if not np.isfinite(value).all():
+            raise SecurityRefused(f"Expected finite numbers in {name}.")
+    length = math.sqrt(sum(float(np.square(v, dtype=np.float64).sum()) for v in update.values()))
+    if length > bound:
+        raise SecurityRefused("Expected an update within the public bound, got a longer one.")
+    return update

@@ -1,0 +1,238 @@
+"""Per-subject gradients at the price of ordinary ones.
+
+Every trainable layer's backward stores what each subject contributed instead of adding it up. A
+subject's rows (its windows, and the tokens in them) become one gradient before any clip.
+Sensitive: everything here.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from common.errors import ModelError, OrderError
+from common.recommender import ItemBias
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grouping:
+    """Which subject owns which row of the micro-batch.
+
+    Attributes:
+        owner: int64 (R), rising subject numbers 0 .. subjects-1.
+        subjects: U, subjects in the micro-batch; one may own no row.
+    """
+
+    owner: Tensor
+    subjects: int
+
+
+class GradSample(Protocol):
+    """The gradients of one parameter, one a subject, in some compact form."""
+
+    def squared_norms(self) -> Tensor:
+        """float64 (U), squared length of each subject's gradient."""
+
+    def weighted_sum(self, weights: Tensor) -> Tensor:
+        """float64, shape of the parameter: sum of the gradients times weights (U).
+
+        A subject of weight zero contributes exactly zero, whatever its gradient holds.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dense:
+    """One gradient tensor a subject.
+
+    Attributes:
+        values: (U, *shape).
+    """
+
+    values: Tensor
+
+    def squared_norms(self) -> Tensor:
+        return self.values.flatten(1).double().square().sum(1)
+
+    def weighted_sum(self, weights: Tensor) -> Tensor:
+        kept = _without(self.values.flatten(1).double(), weights)
+        return (weights @ kept).view(self.values.shape[1:])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """Gradients of a vector of length `size` that are zero outside `index` (c distinct places).
+
+    Attributes:
+        values: (U, c).
+    """
+
+    values: Tensor
+    index: Tensor
+    size: int
+
+    def squared_norms(self) -> Tensor:
+        return self.values.double().square().sum(1)
+
+    def weighted_sum(self, weights: Tensor) -> Tensor:
+        total = torch.zeros(self.size, dtype=torch.float64, device=self.values.device)
+        total[self.index] = weights @ _without(self.values.double(), weights)
+        return total
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outer:
+    """Gradients that are sums of a few outer products, never written out.
+
+    Subject u's gradient is sum over its rows r of g_r x_r^T, and its squared length is
+    sum_{r,s} (g_r . g_s)(x_r . x_s): the ghost norm (Goodfellow 2015; Li et al. 2022), exact.
+
+    Attributes:
+        out: (R, o), gradient at the layer's output.
+        into: (R, i), the layer's input.
+        grouping: owners of the rows.
+    """
+
+    out: Tensor
+    into: Tensor
+    grouping: Grouping
+
+    def squared_norms(self) -> Tensor:
+        owner, subjects = self.grouping.owner, self.grouping.subjects
+        counts = torch.bincount(owner, minlength=subjects)
+        first = counts.cumsum(0) - counts
+        slot = torch.arange(len(owner), device=owner.device) - first[owner]
+        width = int(counts.max()) if len(owner) else 0
+        norms = torch.zeros(subjects, dtype=torch.float64, device=self.out.device)
+        for lag in range(width):
+            # Pairs (r, r + lag) of the same subject; lag > 0 counts twice by symmetry.
+            rows = torch.nonzero(slot + lag < counts[owner]).squeeze(1)
+            a, b = self.out[rows].double(), self.out[rows + lag].double()
+            x, y = self.into[rows].double(), self.into[rows + lag].double()
+            pair = (a * b).sum(1) * (x * y).sum(1)
+            norms.index_add_(0, owner[rows], pair if lag == 0 else 2 * pair)
+        return norms
+
+    def weighted_sum(self, weights: Tensor) -> Tensor:
+        row_weight = weights[self.grouping.owner]
+        left = _without(self.out.double(), row_weight) * row_weight.unsqueeze(1)
+        return left.T @ _without(self.into.double(), row_weight)
+
+
+def _without(values: Tensor, weights: Tensor) -> Tensor:
+    """Rows of weight zero set to zero: 0 * NaN would be NaN."""
+    return torch.where((weights != 0).unsqueeze(1), values, 0.0)
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, layer: nn.Module) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.layer = layer
+        return x @ weight.T
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None]:
+        (grad,) = grads
+        (x,) = ctx.saved_tensors
+        layer = ctx.layer
+        # The layer's own parameter: under checkpointing a saved tensor is another object.
+        weight = layer.weight
+        keep(weight, _linear_sample(layer.grouping, grad, x))
+        return (grad @ weight if ctx.needs_input_grad[0] else None), None, None
+
+
+def _linear_sample(grouping: Grouping, grad: Tensor, x: Tensor) -> GradSample:
+    if x.dim() == 2:
+        return Outer(out=grad.detach(), into=x.detach(), grouping=grouping)
+    rows, subjects = len(x), grouping.subjects
+    left = grad.reshape(rows, -1, grad.shape[-1]).float()
+    right = x.reshape(rows, -1, x.shape[-1]).float()
+    if rows == subjects and bool((grouping.owner == torch.arange(rows)).all()):
+        return Dense(values=left.transpose(1, 2) @ right)
+    values = torch.zeros(subjects, left.shape[-1], right.shape[-1], device=x.device)
+    values.index_add_(0, grouping.owner, left.transpose(1, 2) @ right)
+    return Dense(values=values)
+
+
+class PerSubjectLinear(nn.Linear):
+    """nn.Linear without bias whose backward stores per-subject gradients."""
+
+    grouping: Grouping
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The same values as nn.Linear."""
+        if torch.is_grad_enabled() and self.weight.requires_grad:
+            out: Tensor = _Linear.apply(x, self.weight, self)  # type: ignore[no-untyped-call]
+            return out
+        return nn.functional.linear(x, self.weight)
+
+
+class _Bias(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, scores: Tensor, weight: Tensor, index: Tensor, layer: nn.Module
+    ) -> Tensor:
+        ctx.layer, ctx.index = layer, index
+        return scores + weight[index]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        (grad,) = grads
+        grouping: Grouping = ctx.layer.grouping
+        values = torch.zeros(grouping.subjects, grad.shape[1], device=grad.device)
+        values.index_add_(0, grouping.owner, grad.float())
+        weight = ctx.layer.weight
+        keep(weight, Columns(values=values, index=ctx.index, size=weight.numel()))
+        return grad, None, None, None
+
+
+class PerSubjectBias(ItemBias):
+    """ItemBias whose backward stores per-subject gradients."""
+
+    grouping: Grouping
+
+    def forward(self, scores: Tensor, candidates: Tensor) -> Tensor:
+        """The same values as ItemBias."""
+        if torch.is_grad_enabled() and self.weight.requires_grad:
+            out: Tensor = _Bias.apply(  # type: ignore[no-untyped-call]
+                scores, self.weight, candidates, self
+            )
+            return out
+        return super().forward(scores, candidates)
+
+
+def keep(parameter: Tensor, sample: GradSample) -> None:
+    """Store one backward's gradients at the parameter.
+
+    Raises:
+        OrderError: the parameter was used twice in one backward pass, which the norm cannot see.
+    """
+    if getattr(parameter, "grad_sample", None) is not None:
+        raise OrderError("Expected one use of a trainable layer in a backward pass, got two.")
+    parameter.grad_sample = sample  # type: ignore[attr-defined]
+
+
+def convert(model: nn.Module) -> list[PerSubjectLinear | PerSubjectBias]:
+    """Make every trainable layer of `model` store per-subject gradients, in place.
+
+    Raises:
+        ModelError: a trainable layer is of a kind whose per-subject gradient is not known here
+            (batch norm couples subjects and is refused by the same rule).
+    """
+    layers: list[PerSubjectLinear | PerSubjectBias] = []
+    for name, module in model.named_modules():
+        if not any(p.requires_grad for p in module.parameters(recurse=False)):
+            continue
+        if isinstance(module, ItemBias):
+            module.__class__ = PerSubjectBias
+        elif isinstance(module, nn.Linear) and module.bias is None:
+            module.__class__ = PerSubjectLinear
+        else:
+            kind = type(module).__name__
+            raise ModelError(
+                f"Expected trainable layers to be linear without bias, got {kind} at {name}; "
+                "its gradient cannot be told apart by subject."
+            )
+        layers.append(module)  # type: ignore[arg-type]
+    return layers

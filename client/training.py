@@ -1,0 +1,160 @@
+"""DP training at a site: from the adapter of a round to its clipped, noisy update.
+
+The loop, numbered: (1) Poisson sample, (2) micro-batches, (3) per-subject gradients, (4) one clip a
+subject, (5) noise once, (6) optimizer step. Sensitive: everything but the update.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from opacus.grad_sample import prepare_module
+from torch import Tensor
+
+from client.optimizer import SubjectDPOptimizer
+from client.per_subject import Dense, Grouping, convert, keep
+from common.errors import OrderError
+from common.objectives import candidates, draw_negatives, row_losses
+from common.randomness import Randomness
+from common.recommender import Recommender, is_text
+from common.textpath import TextVectors
+from common.windows import Windows, history_views
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mechanism:
+    """What one DP step at this site does.
+
+    Attributes:
+        noise_multiplier: 0 only for a baseline that makes no privacy claim.
+        max_grad_norm: C.
+        sample_rate: Poisson rate q.
+        expected_batch_size: public denominator, q times the declared number of subjects.
+        micro_batch: subjects in memory at once.
+    """
+
+    noise_multiplier: float
+    max_grad_norm: float
+    sample_rate: float
+    expected_batch_size: float
+    micro_batch: int
+
+
+class SiteTrainer:
+    """Trains one site's recommender.
+
+    Args:
+        model: the site's own twin of the recommender; its layers are converted in place.
+        windows: the site's training windows.
+        texts: text vectors and cached activations of the same windows.
+        vectors: float32 (n, d), item vectors of the catalog.
+        mechanism: noise, clip, rate.
+        learning_rate: of the plain SGD step that takes the noisy mean.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: Recommender,
+        windows: Windows,
+        texts: TextVectors,
+        vectors: Tensor,
+        mechanism: Mechanism,
+        learning_rate: float,
+    ) -> None:
+        self.model = model.train()
+        self.text_layers = convert(model.text) if model.text is not None else []
+        self.head_layers = [*convert(model.map), *convert(model.bias)]
+        prepare_module(model, "no_op", wrap_model=False)
+        self.windows, self.texts, self.vectors = windows, texts, vectors
+        self.mechanism = mechanism
+        self.learning_rate = learning_rate
+
+    def update(
+        self,
+        tensors: dict[str, Tensor],
+        *,
+        steps: int,
+        train_text: bool,
+        public_seed: int,
+        randomness: Randomness,
+    ) -> dict[str, Tensor]:
+        """Run `steps` DP steps from `tensors` and return new minus old, float32 on the CPU.
+
+        Args:
+            tensors: the adapter of the round.
+            steps: DP steps, each one draw of noise.
+            train_text: whether LoRA is trained in this round; else it is frozen and not sent.
+            public_seed: draws the public candidate samples.
+            randomness: Poisson samples and noise of these steps.
+        """
+        self.model.load(tensors)
+        self.texts.adapter_changed(self.model.text)
+        chosen = {name: p for name, p in self.model.trainable() if train_text or not is_text(name)}
+        before = {name: p.detach().clone() for name, p in chosen.items()}
+        optimizer = self._optimizer(list(chosen.values()), randomness)
+        generator = torch.Generator().manual_seed(public_seed)
+        for _ in range(steps):
+            sample = torch.from_numpy(  # (1)
+                randomness.poisson_sample(self.windows.subjects, self.mechanism.sample_rate)
+            )
+            self._step(optimizer, sample, generator, train_text=train_text)
+        return {name: (p.detach() - before[name]).cpu() for name, p in chosen.items()}
+
+    def _optimizer(
+        self, chosen: list[torch.nn.Parameter], randomness: Randomness
+    ) -> SubjectDPOptimizer:
+        m = self.mechanism
+        return SubjectDPOptimizer(
+            torch.optim.SGD(chosen, lr=self.learning_rate),
+            noise_multiplier=m.noise_multiplier,
+            max_grad_norm=m.max_grad_norm,
+            expected_batch_size=m.expected_batch_size,
+            randomness=randomness,
+        )
+
+    def _step(
+        self,
+        optimizer: SubjectDPOptimizer,
+        sample: Tensor,
+        generator: torch.Generator,
+        *,
+        train_text: bool,
+    ) -> None:
+        negatives = draw_negatives(len(self.vectors), self.model.plan.candidates, generator)
+        optimizer.begin()
+        for subjects in sample.split(self.mechanism.micro_batch) if len(sample) else ():  # (2)
+            rows, owner = self.windows.rows_of(subjects)
+            if len(rows):
+                grouping = Grouping(owner=owner, subjects=len(subjects))
+                self._backward(rows, grouping, negatives, train_text=train_text)  # (3)
+                optimizer.accumulate()  # (4)
+        optimizer.finish()  # (5) (6)
+
+    def _backward(
+        self, rows: Tensor, grouping: Grouping, negatives: Tensor | None, *, train_text: bool
+    ) -> None:
+        if not self.model.training:
+            raise OrderError("Expected the model in train mode.")
+        chosen = candidates(self.windows.target[rows], len(self.vectors), negatives)
+        views = history_views(self.windows.history[rows], self.vectors)
+        text = self._text(rows, grouping, train_text=train_text)
+        for layer in self.head_layers:
+            layer.grouping = grouping
+        scores = self.model(text, views, self.vectors[chosen.items], chosen.items)
+        losses = row_losses(scores, self.windows.value[rows], chosen, self.model.plan)
+        # A subject's windows share one example: each weighs 1 / (number of its windows).
+        share = 1.0 / torch.bincount(grouping.owner, minlength=grouping.subjects).clamp(min=1)
+        (losses * share[grouping.owner]).sum().backward()  # type: ignore[no-untyped-call]
+
+    def _text(self, rows: Tensor, grouping: Grouping, *, train_text: bool) -> Tensor:
+        top = self.model.text
+        if top is None or not train_text:
+            return self.texts.frozen(rows, top)
+        present = self.texts.present(rows)
+        for layer in self.text_layers:
+            layer.grouping = Grouping(owner=grouping.owner[present], subjects=grouping.subjects)
+            if not len(present):  # nobody has a text: LoRA's gradients are zero, not missing
+                keep(
+                    layer.weight, Dense(values=torch.zeros(grouping.subjects, *layer.weight.shape))
+                )
+        return self.texts.trained(rows, present, top)

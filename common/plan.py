@@ -1,0 +1,175 @@
+"""The run plan: every public choice of a run, as frozen values that both sides agree on.
+
+Public: all of it. A site compares the privacy part with its own caps before it trains.
+"""
+
+import difflib
+import json
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from common.errors import ConfigError
+from common.limits import LIMITS
+
+
+class Frozen(BaseModel):
+    """A frozen value that refuses unknown keys, NaN and numbers given as text or bool."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, validate_default=True
+    )
+
+
+class RecommenderPlan(Frozen):
+    """What is trained, and on which views of a subject's history."""
+
+    backbone: str = "minilm"
+    """`minilm`, a folder or a hub id."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Number format of the frozen backbone."""
+    variant: Literal["ffa", "plain"] = "ffa"
+    """`ffa` freezes LoRA's A at a public seed and trains B; `plain` trains both."""
+    r: int = Field(default=8, ge=1, le=256)
+    """Rank of LoRA."""
+    lora_alpha: float = Field(default=16.0, gt=0)
+    """LoRA scale is lora_alpha / r."""
+    target_modules: str = "query,value"
+    """Comma-separated names of the linear layers that LoRA adapts."""
+    top_layers: int = Field(default=1, ge=0, le=128)
+    """How many layers, counted from the top, carry LoRA; 0 leaves the text path frozen."""
+    adapter_seed: int = 0
+    """Public seed of the frozen A."""
+    objective: Literal["ranking", "click", "rating"] = "ranking"
+    windows: int = Field(default=3, ge=1, le=64)
+    """Latest training targets taken from one subject."""
+    text_items: int = Field(default=5, ge=1, le=64)
+    """Latest items of the history that are told as text."""
+    text_tokens: int = Field(default=32, ge=4, le=512)
+    """Longest text of a history, tokens."""
+    item_tokens: int = Field(default=64, ge=4, le=512)
+    """Longest text of a catalog item, tokens."""
+    history_items: int = Field(default=50, ge=1, le=1000)
+    """Latest items of the history that the history path sees."""
+    text_scale: float = Field(default=6.7, gt=0)
+    """Inverse temperature of the text path (1 / 0.15, calibrated on public text)."""
+    history_scale: float = Field(default=10.0, gt=0)
+    """Gain of the history path."""
+    candidates: int = Field(default=2000, ge=16)
+    """Larger catalogs are sampled (from the public catalog) down to this many negatives."""
+    share_bias: bool = False
+    """False: an item's bias goes to sites of its own domain alone."""
+
+
+class PrivacyPlan(Frozen):
+    """The mechanism of one site, and what it may cost; give epsilon or noise_multiplier."""
+
+    private: bool = True
+    """False trains without noise, for the baseline that makes no privacy claim."""
+    epsilon: float | None = Field(default=None)
+    noise_multiplier: float | None = Field(default=None)
+    delta: float = Field(default=1e-5)
+    max_grad_norm: float = Field(default=1.0)
+    sample_rate: float = Field(default=0.25, gt=0, le=1)
+    sampling: str = "poisson"
+    """Only Poisson sampling is accounted; anything else is refused."""
+
+
+class FederationPlan(Frozen):
+    """Rounds, and what the server does with the updates."""
+
+    rounds: int = Field(default=60, ge=1, le=LIMITS.rounds)
+    local_steps: int = Field(default=1, ge=1, le=1000)
+    """DP steps at a site in a round."""
+    client_learning_rate: float = Field(default=1.0, gt=0)
+    text_rounds: int = Field(default=0, ge=0)
+    """LoRA is trained in the first so many rounds, then it is frozen and its output cached."""
+    strategy: Literal["fedadam", "fedavgm", "fedavg", "fedadam-mini"] = "fedadam-mini"
+    learning_rate: float | None = Field(default=None, gt=0)
+    """Server learning rate of the history map; None takes the strategy's own."""
+    bias_gain: float = Field(default=5.0, gt=0)
+    """Learning rate of the item bias over that of the history map."""
+    text_gain: float = Field(default=1.0, gt=0)
+    """Learning rate of LoRA over that of the history map."""
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    second_momentum: float = Field(default=0.99, ge=0, lt=1)
+    averaging: float = Field(default=0.9, ge=0, lt=1)
+    """Exponential average of the iterates that is released; 0 releases the last one."""
+    round_timeout: float = Field(default=3600.0, gt=0)
+    """Seconds until a round closes; also the life of its messages."""
+    micro_batch: int = Field(default=256, ge=1)
+    """Subjects held in memory at once; changes no result beyond rounding."""
+
+
+class RunPlan(Frozen):
+    """Everything that sites and server agree on before round 1."""
+
+    seed: int = 1
+    """Public seed of initial values and candidate samples; never of noise at a site."""
+    recommender: RecommenderPlan = RecommenderPlan()
+    privacy: PrivacyPlan = PrivacyPlan(epsilon=4.0)
+    federation: FederationPlan = FederationPlan()
+
+    @model_validator(mode="after")
+    def _sensible(self) -> Self:
+        if self.recommender.top_layers == 0 and self.federation.text_rounds > 0:
+            raise ValueError("expected top_layers >= 1 with text_rounds > 0, got 0")
+        return self
+
+    def to_json(self) -> str:
+        """Canonical JSON, the same bytes for the same plan."""
+        return json.dumps(self.model_dump(), sort_keys=True, separators=(",", ":"))
+
+    @property
+    def steps(self) -> int:
+        """DP steps of a whole run at one site."""
+        return self.federation.rounds * self.federation.local_steps
+
+
+def parse(model: type[Frozen], values: dict[str, Any], *, where: str) -> Any:
+    """Build `model` from plain values.
+
+    Raises:
+        ConfigError: one line that names the key, what was expected and what was found.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_one_line(error, model, where)) from None
+
+
+def plan_from_json(text: str) -> RunPlan:
+    """The plan that `RunPlan.to_json` wrote.
+
+    Raises:
+        ConfigError: not a plan.
+    """
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError:
+        raise ConfigError("Expected a run plan as JSON, got other text.") from None
+    plan = parse(RunPlan, values, where="plan")
+    if not isinstance(plan, RunPlan):
+        raise ConfigError("Expected a run plan.")
+    return plan
+
+
+def _one_line(error: ValidationError, model: type[Frozen], where: str) -> str:
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"]]
+    key = ".".join(path) or "values"
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(path[-1], _keys(model, path[:-1]), n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else "remove it."
+        return f"{where}: unknown key {key}; {hint}"
+    got = first.get("input")
+    shown = f", got {got!r}" if isinstance(got, str | int | float | bool) else ""
+    return f"{where}: {key}: {first['msg'].removeprefix('Value error, ')}{shown}."
+
+
+def _keys(model: type[Frozen], path: list[str]) -> list[str]:
+    current: Any = model
+    for part in path:
+        field = getattr(current, "model_fields", {}).get(part)
+        current = field.annotation if field is not None else None
+    return list(getattr(current, "model_fields", {}))

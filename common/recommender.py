@@ -1,0 +1,192 @@
+"""The recommender: score(subject, item) = <u, e_i> + b_i, with u from text and from history.
+
+u = text_scale * text(history in words) + history_scale * map(views of the history). The map, LoRA's
+output and the bias start at zero, so training starts at the zero-shot ranking.
+"""
+
+import copy
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from common.backbone import Backbone
+from common.errors import ModelError
+from common.plan import RecommenderPlan
+from common.windows import VIEWS
+
+MAP = "map.weight"
+BIAS = "bias"
+TEXT = "text."
+
+
+class ItemBias(nn.Module):
+    """One number an item, added to its score.
+
+    Attributes:
+        weight: float32 (n).
+    """
+
+    def __init__(self, items: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(items))
+
+    def forward(self, scores: Tensor, candidates: Tensor) -> Tensor:
+        """Add the bias of `candidates` (c) to scores (R, c)."""
+        return scores + self.weight[candidates]
+
+
+class TextTop(nn.Module):
+    """The trainable top of the backbone: the last layers with LoRA, then the pooling.
+
+    Args:
+        backbone: the frozen model; its weights are shared, not copied.
+        plan: rank, alpha, targets, number of layers, variant, public seed of A.
+    """
+
+    def __init__(self, backbone: Backbone, plan: RecommenderPlan) -> None:
+        super().__init__()
+        # PEFT stays unwrapped, so that parameter names are those of the backbone.
+        self.layers = backbone.top(plan.top_layers)
+        self._pool = backbone.pool
+        _inject_lora(self.layers, plan)
+
+    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """(R, T, d) input of the first trainable layer and (R, T) mask to unit vectors (R, d)."""
+        out = self.layers(inputs_embeds=hidden, attention_mask=mask)
+        return self._pool(out.last_hidden_state.float(), mask)
+
+
+class Recommender(nn.Module):
+    """The adapter of one domain's site on the shared backbone.
+
+    Args:
+        plan: what is trained.
+        backbone: the frozen model; None leaves the text path frozen (top_layers = 0).
+        width: size d of an item vector.
+        items: catalog size n.
+        domain: names the bias, which sites of other domains do not see.
+    """
+
+    def __init__(
+        self,
+        plan: RecommenderPlan,
+        *,
+        backbone: Backbone | None,
+        width: int,
+        items: int,
+        domain: str,
+    ) -> None:
+        super().__init__()
+        self.plan = plan
+        self.domain = domain
+        self.text = TextTop(backbone, plan) if backbone is not None and plan.top_layers else None
+        self.map = nn.Linear(VIEWS * width, width, bias=False)
+        nn.init.zeros_(self.map.weight)
+        self.bias = ItemBias(items)
+
+    def user(self, text: Tensor, views: Tensor) -> Tensor:
+        """u (R, d) from text vectors (R, d) and views of the history (R, 3d)."""
+        return self.plan.text_scale * text + self.plan.history_scale * self.map(views)
+
+    def forward(self, text: Tensor, views: Tensor, vectors: Tensor, candidates: Tensor) -> Tensor:
+        """Scores (R, c) of `candidates` (c), whose item vectors are `vectors` (c, d)."""
+        scores: Tensor = self.bias(self.user(text, views) @ vectors.T, candidates)
+        return scores
+
+    def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """What the adapter holds, by the names that travel, in a fixed order."""
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                yield self.travel_name(name), parameter
+
+    def travel_name(self, name: str) -> str:
+        """Name of a parameter on the wire and in an adapter file."""
+        if name == "bias.weight":
+            return bias_name(self.domain, shared=self.plan.share_bias)
+        return name.replace("text.layers.", TEXT).replace(".default.", ".")
+
+    def adapter(self) -> dict[str, Tensor]:
+        """A detached copy of the trainable tensors, float32 on the CPU."""
+        return {name: p.detach().float().cpu().clone() for name, p in self.trainable()}
+
+    @torch.no_grad()
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Set every trainable tensor.
+
+        Raises:
+            ModelError: a name is missing or a shape differs; nothing is changed then.
+        """
+        mine = dict(self.trainable())
+        for name, parameter in mine.items():
+            if name not in tensors:
+                raise ModelError(f"Expected tensor {name} in the adapter, it is missing.")
+            if tuple(tensors[name].shape) != tuple(parameter.shape):
+                raise ModelError(
+                    f"Expected {name} of shape {tuple(parameter.shape)}, "
+                    f"got {tuple(tensors[name].shape)}."
+                )
+        for name, parameter in mine.items():
+            parameter.copy_(tensors[name])
+
+    def twin(self) -> "Recommender":
+        """A copy with its own trainable tensors that shares every frozen one."""
+        frozen = [p for p in self.parameters() if not p.requires_grad]
+        memo: dict[int, object] = {id(t): t for t in [*frozen, *self.buffers()]}
+        if self.text is not None:
+            memo[id(self.text._pool)] = self.text._pool
+            memo[id(self.text._pool.__self__)] = self.text._pool.__self__  # type: ignore[attr-defined]
+        return copy.deepcopy(self, memo)
+
+
+def is_text(name: str) -> bool:
+    """Whether a tensor of that name belongs to the text path."""
+    return name.startswith(TEXT)
+
+
+def kind_of(name: str) -> str:
+    """`text`, `map` or `bias`: the learning rate that a tensor of that name takes."""
+    return "text" if is_text(name) else "map" if name == MAP else "bias"
+
+
+def bias_name(domain: str, *, shared: bool) -> str:
+    """`bias` when all sites share one catalog's bias, else `bias.DOMAIN`."""
+    return BIAS if shared else f"{BIAS}.{domain}"
+
+
+def _inject_lora(top: nn.Module, plan: RecommenderPlan) -> None:
+    from peft import LoraConfig, inject_adapter_in_model  # noqa: PLC0415
+
+    targets = [name.strip() for name in plan.target_modules.split(",") if name.strip()]
+    config = LoraConfig(
+        r=plan.r,
+        lora_alpha=plan.lora_alpha,
+        target_modules=targets,
+        lora_dropout=0.0,
+        bias="none",
+    )
+    try:
+        inject_adapter_in_model(config, top)
+    except ValueError as error:
+        raise ModelError(
+            f"Expected linear layers named {plan.target_modules} in the backbone, got none; "
+            "set target_modules."
+        ) from error
+    _seed_lora(top, plan)
+
+
+def _seed_lora(top: nn.Module, plan: RecommenderPlan) -> None:
+    """A from the public seed (the same at every site), B zero; FFA-LoRA freezes A (Sun 2024)."""
+    generator = torch.Generator().manual_seed(plan.adapter_seed)
+    for name, parameter in sorted(top.named_parameters()):
+        if "lora_A" in name:
+            bound = math.sqrt(3.0 / parameter.shape[1])
+            values = torch.rand(parameter.shape, generator=generator) * 2 * bound - bound
+            parameter.data = values.to(device=parameter.device, dtype=torch.float32)
+            parameter.requires_grad_(plan.variant == "plain")
+        elif "lora_B" in name:
+            parameter.data = torch.zeros_like(parameter, dtype=torch.float32)
+            parameter.requires_grad_(True)
+        else:
+            parameter.requires_grad_(False)

@@ -1,0 +1,245 @@
+"""The text path's inputs: what the frozen part of the backbone says of many texts, computed once.
+
+Activations of a subject's history are raw private data in another form: a deployed site keeps them
+in memory, a simulation may keep them in a folder that its owner alone can read.
+"""
+
+import hashlib
+import os
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from common.backbone import Backbone
+from common.catalog import Catalog
+from common.errors import OrderError
+from common.recommender import TextTop
+
+BATCH = 128
+"""Texts in one forward pass of the frozen backbone."""
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextActivations:
+    """Activations of R texts; equal texts are held once, the empty text not at all.
+
+    Attributes:
+        row: int64 (R), where a text stands among the U distinct ones; -1 for an empty text.
+        offsets: int64 (U+1), tokens of distinct text i stand at offsets[i]:offsets[i+1].
+        hidden: (tokens, d) input of the first trainable layer, in the backbone's dtype; None when
+            no layer is trainable.
+        pooled: float32 (U, d), unit vectors of the frozen backbone.
+    """
+
+    row: Tensor
+    offsets: Tensor
+    hidden: Tensor | None
+    pooled: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActivationStore:
+    """Activations by content hash of backbone, settings and texts.
+
+    Attributes:
+        folder: where they are kept between runs, mode 0700; None keeps nothing on disk.
+    """
+
+    folder: Path | None = None
+
+    def texts(
+        self,
+        backbone: Backbone,
+        texts: list[str],
+        *,
+        tokens: int,
+        top_layers: int,
+        progress: Progress | None = None,
+    ) -> TextActivations:
+        """Activations of `texts` (R), read from the folder when they are there.
+
+        Args:
+            backbone: the frozen model.
+            texts: R texts; an empty one has no activation.
+            tokens: longest text kept, tokens.
+            top_layers: number of layers that will be trained.
+            progress: told how many distinct texts were done.
+        """
+        distinct = sorted(set(texts) - {""}, key=lambda t: (len(t), t))
+        place = {text: i for i, text in enumerate(distinct)}
+        row = torch.tensor([place.get(text, -1) for text in texts], dtype=torch.long)
+        key = _key(backbone, distinct, tokens, top_layers)
+        found = self._read(key)
+        if found is None:
+            found = _compute(backbone, distinct, tokens, top_layers, progress)
+            self._write(key, found)
+        elif progress is not None:
+            progress(len(distinct))
+        return TextActivations(
+            row=row, offsets=found["offsets"], hidden=found.get("hidden"), pooled=found["pooled"]
+        )
+
+    def item_vectors(self, backbone: Backbone, catalog: Catalog, *, tokens: int) -> Tensor:
+        """e_i of every item, float32 (n, d): catalog text, centred on the catalog mean, unit length."""
+        texts = list(catalog.texts)
+        found = self.texts(backbone, texts, tokens=tokens, top_layers=0)
+        pooled = found.pooled[found.row.clamp(min=0)]
+        return torch.nn.functional.normalize(pooled - pooled.mean(0), dim=-1)
+
+    def _path(self, key: str) -> Path | None:
+        return None if self.folder is None else self.folder / f"{key}.safetensors"
+
+    def _read(self, key: str) -> dict[str, Tensor] | None:
+        from safetensors import SafetensorError  # noqa: PLC0415
+        from safetensors.torch import load_file  # noqa: PLC0415
+
+        path = self._path(key)
+        if path is None or not path.is_file():
+            return None
+        try:
+            return dict(load_file(path))
+        except SafetensorError:
+            path.unlink()  # torn by a crash; it is only a cache
+            return None
+
+    def _write(self, key: str, tensors: dict[str, Tensor]) -> None:
+        from safetensors.torch import save_file  # noqa: PLC0415
+
+        path = self._path(key)
+        if path is None:
+            return
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        torn = path.with_suffix(f".{secrets.token_hex(4)}.part")
+        torn.touch(mode=0o600)
+        save_file(tensors, torn)
+        torn.chmod(0o600)
+        torn.replace(path)
+
+
+def default_cache() -> Path:
+    """Folder of a simulation's activations: $CONFED_CACHE, else ~/.cache/confed."""
+    given = os.environ.get("CONFED_CACHE")
+    return Path(given) if given else Path.home() / ".cache" / "confed"
+
+
+def _key(backbone: Backbone, texts: list[str], tokens: int, top_layers: int) -> str:
+    dtype = next(backbone.model.parameters()).dtype
+    head = f"confed-activations-1|{backbone.digest}|{dtype}|{tokens}|{top_layers}|{len(texts)}"
+    digest = hashlib.sha256(head.encode())
+    for text in texts:
+        data = text.encode()
+        digest.update(len(data).to_bytes(8, "big") + data)
+    return digest.hexdigest()
+
+
+def _compute(
+    backbone: Backbone,
+    texts: list[str],
+    tokens: int,
+    top_layers: int,
+    progress: Progress | None,
+) -> dict[str, Tensor]:
+    """Texts come sorted by length, so a batch has little padding."""
+    hidden, lengths, pooled = [], [], []
+    for start in range(0, len(texts), BATCH):
+        batch = texts[start : start + BATCH]
+        part = backbone.activations(batch, tokens=tokens, top_layers=top_layers)
+        present = part.mask.bool()
+        lengths.append(present.sum(1).cpu())
+        pooled.append(part.pooled.float().cpu())
+        if part.hidden is not None:
+            hidden.append(part.hidden[present].cpu())
+        if progress is not None:
+            progress(len(batch))
+    counts = torch.cat(lengths) if lengths else torch.zeros(0, dtype=torch.long)
+    offsets = torch.cat([torch.zeros(1, dtype=torch.long), counts.cumsum(0)])
+    out = {
+        "offsets": offsets,
+        "pooled": torch.cat(pooled) if pooled else torch.zeros(0, backbone.width),
+    }
+    if top_layers:
+        empty = torch.zeros(0, backbone.width, dtype=next(backbone.model.parameters()).dtype)
+        out["hidden"] = torch.cat(hidden) if hidden else empty
+    return out
+
+
+class TextVectors:
+    """Text vectors of a site's rows under the current LoRA, computed when first asked for.
+
+    Args:
+        activations: of every row.
+    """
+
+    def __init__(self, activations: TextActivations) -> None:
+        self._activations = activations
+        self._state = b""
+        self._cached: Tensor | None = None
+        self._done: Tensor | None = None
+
+    def adapter_changed(self, top: TextTop | None) -> None:
+        """Forget vectors that another LoRA made; B = 0 is the frozen backbone itself."""
+        state = b"" if top is None else _lora_state(top)
+        if state != self._state:
+            self._state, self._cached, self._done = state, None, None
+
+    @torch.no_grad()
+    def frozen(self, rows: Tensor, top: TextTop | None) -> Tensor:
+        """Vectors (len(rows), d) without gradient; zero for an empty text."""
+        place = self._activations.row[rows]
+        table = self._activations.pooled
+        if self._state and top is not None:
+            table = self._fill(place[place >= 0].unique(), top)
+        if not len(table):
+            return torch.zeros(len(rows), table.shape[1])
+        return table[place.clamp(min=0)] * (place >= 0).unsqueeze(1)
+
+    def present(self, rows: Tensor) -> Tensor:
+        """Positions in `rows` that have a text."""
+        return torch.nonzero(self._activations.row[rows] >= 0).squeeze(1)
+
+    def trained(self, rows: Tensor, present: Tensor, top: TextTop) -> Tensor:
+        """Vectors (len(rows), d) with gradient; zero where a row is not `present`."""
+        vectors = torch.zeros(len(rows), self._activations.pooled.shape[1])
+        if not len(present):
+            return vectors
+        hidden, mask = self._padded(self._activations.row[rows[present]])
+        return vectors.index_copy(0, present, top(hidden, mask))
+
+    def _fill(self, wanted: Tensor, top: TextTop) -> Tensor:
+        if self._cached is None or self._done is None:
+            self._cached = torch.zeros_like(self._activations.pooled)
+            self._done = torch.zeros(len(self._cached), dtype=torch.bool)
+        missing = wanted[~self._done[wanted]]
+        for part in missing.split(BATCH):
+            hidden, mask = self._padded(part)
+            self._cached[part] = top(hidden, mask)
+        self._done[missing] = True
+        return self._cached
+
+    def _padded(self, place: Tensor) -> tuple[Tensor, Tensor]:
+        """Cached hidden states (n, T, d) of distinct texts and their mask (n, T)."""
+        hidden, offsets = self._activations.hidden, self._activations.offsets
+        if hidden is None:
+            raise OrderError("Expected activations made with top_layers >= 1.")
+        lengths = offsets[place + 1] - offsets[place]
+        steps = torch.arange(int(lengths.max()))
+        mask = steps < lengths.unsqueeze(1)
+        index = (offsets[place].unsqueeze(1) + steps).clamp(max=len(hidden) - 1)
+        return hidden[index] * mask.unsqueeze(-1), mask.long()
+
+
+def _lora_state(top: TextTop) -> bytes:
+    """Digest of LoRA's B, empty when B is zero."""
+    parts = [p.detach() for name, p in sorted(top.named_parameters()) if "lora_" in name]
+    outer = [p.detach() for name, p in sorted(top.named_parameters()) if "lora_B" in name]
+    if not any(bool(p.any()) for p in outer):
+        return b""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.float().cpu().numpy().tobytes())
+    return digest.digest()

@@ -1,0 +1,121 @@
+"""What travels between server and site, in Flower's records; the only module here that knows them.
+
+Down: `adapter` (arrays) and `order` (round, seed, plan). Up: `update` (arrays) and `receipt`
+(round). A query is answered by `identity`: site, domain, catalog digest and size, all public.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from numpy.typing import NDArray
+
+from common.errors import SecurityRefused
+from common.plan import RunPlan, plan_from_json
+
+Tensors = dict[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What the server asks of a site in one round."""
+
+    round: int
+    plan: RunPlan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """Who answers, in public facts of the contract."""
+
+    site: str
+    domain: str
+    items: int
+    catalog: str
+
+
+def pack_order(order: Order, adapter: ArrayRecord) -> RecordDict:
+    """The message body of a round."""
+    config = ConfigRecord({"round": order.round, "plan": order.plan.to_json()})
+    return RecordDict({"adapter": adapter, "order": config})
+
+
+def unpack_order(content: RecordDict) -> tuple[Order, Tensors]:
+    """Read a round's message.
+
+    Raises:
+        SecurityRefused: records or fields that do not belong there.
+        ConfigError: not a plan.
+    """
+    if set(content.keys()) != {"adapter", "order"}:
+        raise SecurityRefused("Expected the records adapter and order in a round's message.")
+    order = content["order"]
+    adapter = content["adapter"]
+    if not isinstance(order, ConfigRecord) or not isinstance(adapter, ArrayRecord):
+        raise SecurityRefused("Expected arrays in adapter and settings in order.")
+    number, plan = order.get("round"), order.get("plan")
+    if not isinstance(number, int) or not isinstance(plan, str) or len(order) != 2:
+        raise SecurityRefused("Expected exactly a round and a plan in the order.")
+    return Order(round=number, plan=plan_from_json(plan)), to_tensors(adapter)
+
+
+def pack_update(update: Tensors, *, number: int) -> RecordDict:
+    """The message body of an answer: nothing but the update and the round it belongs to."""
+    return RecordDict({"update": to_record(update), "receipt": ConfigRecord({"round": number})})
+
+
+def unpack_update(content: RecordDict) -> tuple[int, Tensors]:
+    """Read an answer.
+
+    Raises:
+        SecurityRefused: anything but an update and its round.
+    """
+    if set(content.keys()) != {"update", "receipt"}:
+        raise SecurityRefused("Expected the records update and receipt in an answer.")
+    receipt, update = content["receipt"], content["update"]
+    if not isinstance(receipt, ConfigRecord) or not isinstance(update, ArrayRecord):
+        raise SecurityRefused("Expected arrays in update and settings in receipt.")
+    number = receipt.get("round")
+    if not isinstance(number, int) or len(receipt) != 1:
+        raise SecurityRefused("Expected exactly a round in the receipt.")
+    return number, to_tensors(update)
+
+
+def pack_identity(identity: Identity) -> RecordDict:
+    """The answer to a query."""
+    return RecordDict({"identity": ConfigRecord(dict(vars(identity)))})
+
+
+def unpack_identity(content: RecordDict) -> Identity:
+    """Read the answer to a query.
+
+    Raises:
+        SecurityRefused: not an identity.
+    """
+    record = content.get("identity")
+    if not isinstance(record, ConfigRecord):
+        raise SecurityRefused("Expected an identity, got another record.")
+    site, domain = record.get("site"), record.get("domain")
+    items, catalog = record.get("items"), record.get("catalog")
+    named = isinstance(site, str) and isinstance(domain, str) and isinstance(catalog, str)
+    if not named or not isinstance(items, int) or items < 1 or len(record) != 4:
+        raise SecurityRefused("Expected site, domain, items and catalog in an identity.")
+    return Identity(site=str(site), domain=str(domain), items=items, catalog=str(catalog))
+
+
+def to_record(tensors: Tensors) -> ArrayRecord:
+    """Named float32 arrays as a Flower record, in the order of their names."""
+    return ArrayRecord({name: Array(tensors[name]) for name in sorted(tensors)})
+
+
+def to_tensors(record: ArrayRecord) -> Tensors:
+    """A Flower record as named arrays.
+
+    Raises:
+        SecurityRefused: an array that is not float32.
+    """
+    found = {name: array.numpy() for name, array in record.items()}
+    for name, value in found.items():
+        if value.dtype != np.float32:
+            raise SecurityRefused(f"Expected {name} as float32, got {value.dtype}.")
+    return found
