@@ -4,6 +4,7 @@ Everything here is sensitive. Counts in a `ReadReport` are for the site's own ey
 sent; errors name a row, never a cell.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,6 +95,17 @@ class Interactions:
             values=self.values[rows],
             times=self.times[rows],
         )
+
+
+def concatenate(parts: Sequence[Interactions]) -> Interactions:
+    """The subjects of all parts, in their order; a subject of two parts stands twice."""
+    return Interactions(
+        subject_ids=tuple(i for part in parts for i in part.subject_ids),
+        offsets=_offsets(np.concatenate([part.counts for part in parts])),
+        items=np.concatenate([part.items for part in parts]),
+        values=np.concatenate([part.values for part in parts]),
+        times=np.concatenate([part.times for part in parts]),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

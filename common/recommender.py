@@ -87,7 +87,7 @@ class Recommender(nn.Module):
         self.bias = ItemBias(items)
 
     def user(self, text: Tensor, views: Tensor) -> Tensor:
-        """u (R, d) from text vectors (R, d) and views of the history (R, 3d)."""
+        """U (R, d) from text vectors (R, d) and views of the history (R, 3d)."""
         return self.plan.text_scale * text + self.plan.history_scale * self.map(views)
 
     def forward(self, text: Tensor, views: Tensor, vectors: Tensor, candidates: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import hashlib
 import os
 import secrets
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,7 +45,7 @@ class TextActivations:
 
 @dataclass(frozen=True, kw_only=True)
 class ActivationStore:
-    """Activations by content hash of backbone, settings and texts.
+    """Activations by content hash of backbone, settings and distinct texts.
 
     Attributes:
         folder: where they are kept between runs, mode 0700; None keeps nothing on disk.
@@ -70,7 +71,7 @@ class ActivationStore:
             top_layers: number of layers that will be trained.
             progress: told how many distinct texts were done.
         """
-        distinct = sorted(set(texts) - {""}, key=lambda t: (len(t), t))
+        distinct = _distinct(texts)
         place = {text: i for i, text in enumerate(distinct)}
         row = torch.tensor([place.get(text, -1) for text in texts], dtype=torch.long)
         key = _key(backbone, distinct, tokens, top_layers)
@@ -83,6 +84,29 @@ class ActivationStore:
         return TextActivations(
             row=row, offsets=found["offsets"], hidden=found.get("hidden"), pooled=found["pooled"]
         )
+
+    def keep(
+        self,
+        backbone: Backbone,
+        texts: list[str],
+        made: TextActivations,
+        *,
+        tokens: int,
+        top_layers: int,
+    ) -> None:
+        """Put activations of `texts` that were made elsewhere into the folder."""
+        distinct = _distinct(texts)
+        first = {text: i for i, text in reversed(list(enumerate(texts)))}
+        place = made.row[[first[text] for text in distinct]]
+        counts = made.offsets[place + 1] - made.offsets[place]
+        tensors = {
+            "offsets": torch.cat([torch.zeros(1, dtype=torch.long), counts.cumsum(0)]),
+            "pooled": made.pooled[place],
+        }
+        if made.hidden is not None:
+            spans = [made.hidden[made.offsets[p] : made.offsets[p + 1]] for p in place.tolist()]
+            tensors["hidden"] = torch.cat(spans) if spans else made.hidden[:0]
+        self._write(_key(backbone, distinct, tokens, top_layers), tensors)
 
     def item_vectors(self, backbone: Backbone, catalog: Catalog, *, tokens: int) -> Tensor:
         """e_i of every item, float32 (n, d): catalog text, centred on the catalog mean, unit length."""
@@ -121,6 +145,11 @@ class ActivationStore:
         torn.replace(path)
 
 
+def _distinct(texts: list[str]) -> list[str]:
+    """The distinct texts, the empty one left out, shortest first, so that batches pad little."""
+    return sorted(set(texts) - {""}, key=lambda text: (len(text), text))
+
+
 def default_cache() -> Path:
     """Folder of a simulation's activations: $CONFED_CACHE, else ~/.cache/confed."""
     given = os.environ.get("CONFED_CACHE")
@@ -145,18 +174,23 @@ def _compute(
     progress: Progress | None,
 ) -> dict[str, Tensor]:
     """Texts come sorted by length, so a batch has little padding."""
-    hidden, lengths, pooled = [], [], []
-    for start in range(0, len(texts), BATCH):
-        batch = texts[start : start + BATCH]
+
+    def encode(batch: list[str]) -> tuple[Tensor, Tensor, Tensor | None]:
         part = backbone.activations(batch, tokens=tokens, top_layers=top_layers)
         present = part.mask.bool()
-        lengths.append(present.sum(1).cpu())
-        pooled.append(part.pooled.float().cpu())
-        if part.hidden is not None:
-            hidden.append(part.hidden[present].cpu())
+        kept = part.hidden[present].cpu() if part.hidden is not None else None
         if progress is not None:
             progress(len(batch))
-    counts = torch.cat(lengths) if lengths else torch.zeros(0, dtype=torch.long)
+        return present.sum(1).cpu(), part.pooled.float().cpu(), kept
+
+    batches = [texts[start : start + BATCH] for start in range(0, len(texts), BATCH)]
+    workers = 1 if backbone.device.type == "cuda" else max(os.cpu_count() or 1, 1)
+    with ThreadPoolExecutor(max_workers=workers, thread_name_prefix="encode") as pool:
+        parts = list(pool.map(encode, batches))
+    pooled = [p for _, p, _ in parts]
+    hidden = [h for _, _, h in parts if h is not None]
+    empty_counts = torch.zeros(0, dtype=torch.long)
+    counts = torch.cat([n for n, _, _ in parts]) if parts else empty_counts
     offsets = torch.cat([torch.zeros(1, dtype=torch.long), counts.cumsum(0)])
     out = {
         "offsets": offsets,
@@ -177,6 +211,12 @@ class TextVectors:
 
     def __init__(self, activations: TextActivations) -> None:
         self._activations = activations
+        # Several sites of a simulation may share one table; only the rows used here get a place.
+        row = activations.row
+        self._places, local = row[row >= 0].unique(return_inverse=True)
+        self._local = torch.full_like(row, -1)
+        self._local[row >= 0] = local
+        self._frozen = activations.pooled[self._places]
         self._state = b""
         self._cached: Tensor | None = None
         self._done: Tensor | None = None
@@ -190,8 +230,8 @@ class TextVectors:
     @torch.no_grad()
     def frozen(self, rows: Tensor, top: TextTop | None) -> Tensor:
         """Vectors (len(rows), d) without gradient; zero for an empty text."""
-        place = self._activations.row[rows]
-        table = self._activations.pooled
+        place = self._local[rows]
+        table = self._frozen
         if self._state and top is not None:
             table = self._fill(place[place >= 0].unique(), top)
         if not len(table):
@@ -212,11 +252,11 @@ class TextVectors:
 
     def _fill(self, wanted: Tensor, top: TextTop) -> Tensor:
         if self._cached is None or self._done is None:
-            self._cached = torch.zeros_like(self._activations.pooled)
+            self._cached = torch.zeros_like(self._frozen)
             self._done = torch.zeros(len(self._cached), dtype=torch.bool)
         missing = wanted[~self._done[wanted]]
-        for part in missing.split(BATCH):
-            hidden, mask = self._padded(part)
+        for part in missing.split(BATCH) if len(missing) else ():
+            hidden, mask = self._padded(self._places[part])
             self._cached[part] = top(hidden, mask)
         self._done[missing] = True
         return self._cached

@@ -24,6 +24,7 @@ from common.errors import ConfigError, OrderError
 from common.plan import RunPlan
 from common.randomness import Randomness, SecureRandomness
 from common.textpath import ActivationStore
+from common.windows import history_texts, training_windows
 from common.wire import Tensors
 from server.app import build as build_server
 from simulations.seeded import SeededRandomness
@@ -162,6 +163,7 @@ class FlowerEngine:
         with tempfile.TemporaryDirectory(prefix="confed-sites-") as folder:
             for number, site in enumerate(job.sites):
                 write_site(site, Path(folder), number)
+                _share_activations(job, site)
             client = build_client(
                 FolderSites(Path(folder)), NoiseSource(seed=job.noise_seed), job.store
             )
@@ -176,6 +178,17 @@ class FlowerEngine:
                 },
             )
         return watch.result(job.plan)
+
+
+def _share_activations(job: Job, site: SiteRecords) -> None:
+    """Put what this process encoded where the actors look, so that nothing is encoded twice."""
+    plan, backbone = job.plan.recommender, _backbone(job.plan)
+    windows = training_windows(
+        site.interactions, windows=plan.windows, history_items=plan.history_items
+    )
+    texts = history_texts(windows.history, site.catalog, items=plan.text_items)
+    made = job.store.texts(backbone, texts, tokens=plan.text_tokens, top_layers=plan.top_layers)
+    job.store.keep(backbone, texts, made, tokens=plan.text_tokens, top_layers=plan.top_layers)
 
 
 def _server_context(run_id: int, sites: int) -> Context:

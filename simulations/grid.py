@@ -10,10 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
+from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
-from flwr.serverapp import Grid
-
 
 FIRST_NODE = 1000
 """Node ids count from here; the server's own is SERVER_NODE."""

@@ -27,13 +27,13 @@ WIDTH: Final = 64
 BLOCKS: Final = 2
 HEADS: Final = 1
 DROPOUT: Final = 0.2
-BATCH: Final = 128
+BATCH: Final = 64
 """Sequences a step."""
-LEARNING_RATE: Final = 2e-3
+LEARNING_RATE: Final = 1e-3
 WHOLE_CATALOG: Final = 3_000
 """Largest catalog whose softmax is whole; above it, NEGATIVES items stand for the rest."""
-NEGATIVES: Final = 1_024
-PATIENCE: Final = 3
+NEGATIVES: Final = 2_048
+PATIENCE: Final = 4
 VALIDATED: Final = 3_000
 """Most subjects that an epoch is judged on."""
 SCORED: Final = 512
@@ -112,7 +112,7 @@ def train_sasrec(
     n_items: int,
     *,
     validation: NDArray[np.int32] | None = None,
-    epochs: int = 30,
+    epochs: int = 25,
     seed: int = 0,
     threads: int = 1,
     progress: Callable[[Epoch], None] | None = None,

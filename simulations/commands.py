@@ -1,0 +1,65 @@
+"""The commands `confed simulate` and `confed benchmark`; heavy imports wait inside."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+@click.command()
+@click.argument("scenario", required=False)
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of the records; without a scenario it is enough.",
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), help="Results [results/SCENARIO]."
+)
+@click.option("--sites", type=int, help="Sites of each domain.")
+@click.option("--site-column", help="Subject column that splits the sites.")
+@click.option("--rounds", type=int, help="Rounds of the federation.")
+@click.option("--epsilon", type=float, help="Budget of every site.")
+@click.option(
+    "--engine",
+    type=click.Choice(["in-process", "flower"]),
+    default="in-process",
+    show_default=True,
+    help="Threads of this process, or Flower's simulation engine on Ray.",
+)
+@click.option("--seed", type=int, help="Repeats a run, noise included: no privacy claim then.")
+@click.option(
+    "--baselines",
+    default="all",
+    show_default=True,
+    metavar="all|none|LIST",
+    help="Comma-separated: zero_shot, popularity, local, central, central_non_private, sasrec.",
+)
+@click.option(
+    "--log", type=click.Choice(["tensorboard", "mlflow"]), help="Also log through this library."
+)
+@click.option("--no-cache", is_flag=True, help="Keep no activations on disk between runs.")
+def simulate(scenario: str | None, **options: Any) -> None:
+    """Simulate a consortium on this machine.
+
+    SCENARIO is the name of a packaged scenario (care-and-bank, diabetes130,
+    care-and-bank-real, food-kitchen) or a TOML file. Writes summary.json, metrics.csv,
+    plots and report.html.
+    """
+    from simulations.run import run_command  # noqa: PLC0415
+
+    run_command(scenario, **options)
+
+
+@click.command()
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Also write the JSON to this file.",
+)
+@click.option("--quick", is_flag=True, help="Fewer repetitions.")
+def benchmark(out: Path | None, quick: bool) -> None:
+    """Time what Confed claims, each row beside its comparison, in one run."""
+    from simulations.benchmark import run_benchmark  # noqa: PLC0415
+
+    run_benchmark(out=out, quick=quick)

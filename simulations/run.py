@@ -1,0 +1,134 @@
+"""`confed simulate` itself: options to request, progress bars, files, the table at the end."""
+
+import logging
+import os
+import shlex
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from common.errors import ConfigError
+from common.textpath import Progress as Advance
+from common.textpath import default_cache
+from simulations.preload import PreloadedStore
+from simulations.report import write_run
+from simulations.scenario import DomainPlan, Scenario, changed, load_scenario, open_consortium
+from simulations.simulate import Meter, Request, Simulation, parse_baselines
+from simulations.table import print_results
+from simulations.tracking import tracking
+
+
+class _Bars(Meter):
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def start(self, name: str, total: int) -> Advance:
+        task = self._progress.add_task(name, total=total)
+        return lambda steps: self._progress.advance(task, steps)
+
+
+def run_command(scenario: str | None, **options: Any) -> None:
+    """Run `confed simulate` with the options of the command line.
+
+    Raises:
+        ConfedError: bad input; nothing was written.
+    """
+    _quiet_flower()
+    data: Path | None = options["data"]
+    if data is not None and not data.is_dir():
+        raise ConfigError(f"Expected a folder at --data, found none at {data}.")
+    name, loaded = load_scenario(scenario, data)
+    request = Request(
+        name=name,
+        scenario=_with_options(loaded, options),
+        engine=options["engine"],
+        noise_seed=options["seed"],
+        baselines=parse_baselines(options["baselines"]),
+        command=_command(scenario, options),
+    )
+    out = options["out"] or Path("results") / name
+    console = Console(stderr=True, width=_width())
+    with _store(options["no_cache"]) as store, tracking(options["log"], out, name=name) as tracker:
+        consortium = open_consortium(request.scenario, data)
+        with _bars(console) as progress:
+            simulation = Simulation(
+                request, consortium, store, _Bars(progress), on_point=tracker.point
+            )
+            result = simulation.run()
+        tracker.settings(result.settings)
+        tracker.result(result)
+    for domain, words in consortium.dropped.items():
+        console.print(f"{domain}: {words}.", style="dim", highlight=False)
+    write_run(result, out)
+    print_results(result, Console(width=_width()))
+    Console(width=_width()).print(f"Report: {out / 'report.html'}", highlight=False)
+
+
+def _with_options(scenario: Scenario, options: dict[str, Any]) -> Scenario:
+    """Put the command line's values over the scenario's."""
+    changes: dict[str, Any] = {}
+    if options["seed"] is not None:
+        changes["seed"] = options["seed"]
+    if options["rounds"] is not None:
+        changes["federation"] = {"rounds": options["rounds"]}
+    if options["epsilon"] is not None:
+        changes["privacy"] = {"epsilon": options["epsilon"], "noise_multiplier": None}
+    if options["sites"] is not None or options["site_column"] is not None:
+        changes["domains"] = [_domain(d, options).model_dump() for d in scenario.domains]
+    return changed(scenario, changes) if changes else scenario
+
+
+def _domain(domain: DomainPlan, options: dict[str, Any]) -> DomainPlan:
+    update = {}
+    if options["sites"] is not None:
+        update["sites"] = options["sites"]
+    if options["site_column"] is not None:
+        update["column"] = options["site_column"]
+    return domain.model_copy(update=update)
+
+
+def _command(scenario: str | None, options: dict[str, Any]) -> str:
+    """The command line that repeats this run."""
+    words = ["confed", "simulate", *([scenario] if scenario else [])]
+    for key, value in options.items():
+        default = {"engine": "in-process", "baselines": "all"}.get(key)
+        if value is None or value is False or value == default or key in {"out", "log"}:
+            continue
+        words += [f"--{key.replace('_', '-')}", *([] if value is True else [str(value)])]
+    return shlex.join(words)
+
+
+@contextmanager
+def _store(no_cache: bool) -> Iterator[PreloadedStore]:
+    if no_cache:
+        with tempfile.TemporaryDirectory(prefix="confed-cache-") as folder:
+            yield PreloadedStore(Path(folder))
+    else:
+        yield PreloadedStore(default_cache())
+
+
+def _bars(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description:<24}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        transient=False,
+    )
+
+
+def _width() -> int:
+    return min(80, Console().width)
+
+
+def _quiet_flower() -> None:
+    for key in ("FLWR_TELEMETRY_ENABLED", "RAY_USAGE_STATS_ENABLED"):
+        os.environ.setdefault(key, "0")
+    os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+    logging.getLogger("flwr").setLevel(logging.ERROR)

@@ -1,0 +1,254 @@
+"""Scenarios: which sites there are, where their records come from, and the run plan.
+
+A scenario is a TOML file, one of those beside this module or the researcher's own.
+"""
+
+import hashlib
+import tomllib
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from client.site import SiteRecords, declared
+from common.catalog import Catalog, read_catalog
+from common.errors import ConfigError, DataError
+from common.interactions import (
+    Interactions,
+    read_interactions,
+    read_subject_column,
+    require_subjects,
+    require_targets,
+)
+from common.plan import FederationPlan, Frozen, PrivacyPlan, RecommenderPlan, RunPlan, parse
+from common.splits import LeaveOneOut, leave_one_out
+from common.tables import child_folder
+from simulations.sites import SIMULATED
+
+
+class DomainPlan(Frozen):
+    """One domain of a scenario."""
+
+    name: str = Field(min_length=1, max_length=40, pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    data: str = ""
+    """Folder below --data; empty takes --data itself, or the synthetic generator without it."""
+    sites: int = Field(default=8, ge=1, le=10_000)
+    column: str = ""
+    """Subject column that splits the sites; empty splits by hash."""
+    subjects: int = Field(default=600, ge=1, le=1_000_000)
+    """Subjects of a synthetic site."""
+
+
+class Scenario(Frozen):
+    """A consortium and its plan."""
+
+    title: str = ""
+    seed: int = Field(default=1, ge=0)
+    domains: list[DomainPlan] = Field(min_length=1, max_length=16)
+    recommender: RecommenderPlan = RecommenderPlan()
+    privacy: PrivacyPlan = PrivacyPlan(epsilon=4.0)
+    federation: FederationPlan = FederationPlan()
+
+    def run_plan(self) -> RunPlan:
+        """The plan that server and sites agree on."""
+        return RunPlan(
+            seed=self.seed,
+            recommender=self.recommender,
+            privacy=self.privacy,
+            federation=self.federation,
+        )
+
+
+class Consortium:
+    """All sites of a scenario with their leave-one-out splits.
+
+    Attributes:
+        names: of the sites, in order.
+        catalogs: by domain.
+        splits: by site.
+        domain_of: domain by site.
+        dropped: what reading left out, by domain, in words.
+    """
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.catalogs: dict[str, Catalog] = {}
+        self.splits: dict[str, LeaveOneOut] = {}
+        self.domain_of: dict[str, str] = {}
+        self.dropped: dict[str, str] = {}
+
+    def add(self, name: str, domain: str, catalog: Catalog, interactions: Interactions) -> None:
+        """Put one site in."""
+        require_subjects(interactions)
+        self.names.append(name)
+        self.catalogs[domain] = catalog
+        self.splits[name] = leave_one_out(interactions)
+        self.domain_of[name] = domain
+
+    def sites_of(self, domain: str) -> list[str]:
+        """Names of a domain's sites."""
+        return [name for name in self.names if self.domain_of[name] == domain]
+
+    def records(self, name: str) -> SiteRecords:
+        """What a site trains on: the training part of its split."""
+        train = self.splits[name].train
+        return SiteRecords(
+            name=name,
+            domain=self.domain_of[name],
+            catalog=self.catalogs[self.domain_of[name]],
+            interactions=train,
+            declared_subjects=declared(len(train)),
+            caps=SIMULATED,
+        )
+
+    def overlap(self) -> int:
+        """Most sites that one subject stands in."""
+        ids = [i for name in self.names for i in self.splits[name].train.subject_ids]
+        if len(self.catalogs) < 2:
+            return 1
+        _, counts = np.unique(np.asarray(ids), return_counts=True)
+        return int(counts.max(initial=1))
+
+
+def names() -> list[str]:
+    """Scenarios that come with the package."""
+    folder = files("simulations") / "scenarios"
+    return sorted(p.name.removesuffix(".toml") for p in folder.iterdir() if p.name.endswith("toml"))
+
+
+def load_scenario(given: str | None, data: Path | None) -> tuple[str, Scenario]:
+    """The scenario of that name or file; without one, a folder alone is enough.
+
+    Raises:
+        ConfigError: no such scenario, or a wrong value in it.
+    """
+    if given is None:
+        if data is None:
+            given = "care-and-bank"
+        else:
+            name = data.resolve().name or "data"
+            return name, Scenario(title=f"Records of {name}", domains=[DomainPlan(name="records")])
+    path = Path(given)
+    if given.endswith(".toml"):
+        if not path.is_file():
+            raise ConfigError(f"Expected a scenario file at {given}, found none.")
+        return path.stem, _parse(path.read_bytes(), path.name)
+    known = names()
+    if given not in known:
+        raise ConfigError(
+            f"Expected a scenario ({', '.join(known)}) or a file ending in .toml, got {given}."
+        )
+    inside = files("simulations") / "scenarios" / f"{given}.toml"
+    return given, _parse(inside.read_bytes(), f"{given}.toml")
+
+
+def _parse(content: bytes, where: str) -> Scenario:
+    try:
+        values = tomllib.loads(content.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{where}: expected TOML, got {error}.") from None
+    scenario = parse(Scenario, values, where=where)
+    if not isinstance(scenario, Scenario):
+        raise ConfigError(f"{where}: expected a scenario.")
+    return scenario
+
+
+def changed(scenario: Scenario, changes: dict[str, Any]) -> Scenario:
+    """The scenario with values from the command line put in its sections."""
+    values = scenario.model_dump()
+    for section, pairs in changes.items():
+        if isinstance(pairs, dict):
+            values[section].update(pairs)
+        else:
+            values[section] = pairs
+    new = parse(Scenario, values, where="command line")
+    if not isinstance(new, Scenario):
+        raise ConfigError("command line: expected a scenario.")
+    return new
+
+
+def open_consortium(scenario: Scenario, data: Path | None) -> Consortium:
+    """Read or generate every site.
+
+    Raises:
+        DataError: a file is missing or wrong.
+        PrivacyRefused: a site has too few subjects.
+    """
+    consortium = Consortium()
+    for domain in scenario.domains:
+        if data is None:
+            _generate(consortium, domain, scenario.seed)
+        else:
+            _read(consortium, domain, child_folder(data, domain.data) if domain.data else data)
+    return consortium
+
+
+def _generate(consortium: Consortium, domain: DomainPlan, seed: int) -> None:
+    from common.synthetic import DOMAINS, make_site  # noqa: PLC0415
+
+    if domain.name not in DOMAINS:
+        raise ConfigError(f"Expected --data DIR for domain {domain.name}; it is not synthetic.")
+    for number in range(domain.sites):
+        catalog, interactions = make_site(
+            domain.name,  # type: ignore[arg-type]
+            site=number,
+            subjects=domain.subjects,
+            seed=seed,
+        )
+        consortium.add(f"{domain.name}-{number + 1}", domain.name, catalog, interactions)
+
+
+def _read(consortium: Consortium, domain: DomainPlan, folder: Path) -> None:
+    catalog = read_catalog(folder, domain=domain.name)
+    interactions, report = read_interactions(folder, catalog)
+    require_targets(interactions)
+    consortium.dropped[domain.name] = (
+        f"{report.dropped_unknown_items} rows of unknown items, "
+        f"{report.dropped_duplicates} repeated rows dropped"
+    )
+    parts = _parts(domain, folder, interactions)
+    for label, members in parts:
+        consortium.add(f"{domain.name}-{label}", domain.name, catalog, interactions.select(members))
+
+
+def _parts(
+    domain: DomainPlan, folder: Path, interactions: Interactions
+) -> list[tuple[str, NDArray[np.int64]]]:
+    if domain.column:
+        values = read_subject_column(folder, domain.column)
+        column = [values.get(subject, "unknown") for subject in interactions.subject_ids]
+        number = group_values(column, domain.sites)
+    else:
+        number = hashed(interactions.subject_ids, domain.sites)
+    width = len(str(domain.sites))
+    found = [(f"{k + 1:0{width}d}", np.flatnonzero(number == k)) for k in range(domain.sites)]
+    empty = [label for label, members in found if not len(members)]
+    if empty:
+        raise DataError(
+            f"Expected subjects for {domain.sites} sites in domain {domain.name}, "
+            f"got none for {len(empty)} of them; set --sites lower."
+        )
+    return found
+
+
+def hashed(subject_ids: Sequence[str], sites: int) -> NDArray[np.int64]:
+    """Site of each subject by a public hash of its id: the same id, the same site number."""
+    digests = (hashlib.sha256(f"confed-site|{s}".encode()).digest()[:8] for s in subject_ids)
+    return np.array([int.from_bytes(d, "big") % sites for d in digests], dtype=np.int64)
+
+
+def group_values(values: Sequence[str], sites: int) -> NDArray[np.int64]:
+    """Site of each subject by its column: whole values together, the largest first, balanced."""
+    found, inverse, counts = np.unique(
+        np.asarray(values, dtype=object).astype(str), return_inverse=True, return_counts=True
+    )
+    load = np.zeros(sites, dtype=np.int64)
+    site_of = np.zeros(len(found), dtype=np.int64)
+    for value in np.argsort(-counts, kind="stable"):
+        site_of[value] = int(np.argmin(load))
+        load[site_of[value]] += counts[value]
+    return site_of[inverse.reshape(-1)]
