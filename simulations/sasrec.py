@@ -33,8 +33,8 @@ LEARNING_RATE: Final = 1e-3
 WHOLE_CATALOG: Final = 3_000
 """Largest catalog whose softmax is whole; above it, NEGATIVES items stand for the rest."""
 NEGATIVES: Final = 2_048
-PATIENCE: Final = 4
-VALIDATED: Final = 3_000
+PATIENCE: Final = 6
+VALIDATED: Final = 6_000
 """Most subjects that an epoch is judged on."""
 SCORED: Final = 512
 """Sequences scored at a time."""
@@ -217,7 +217,8 @@ class _Run:
             scores = model._score(self.train.offsets, self.train.items, rows)
             _exclude(scores, self.train.offsets, self.train.items, rows)
             targets = torch.from_numpy(self.validation[rows].astype(np.int64))
-            place = (scores > scores.gather(1, targets[:, None])).sum(dim=1)
+            # Not "above": a score that is not a number then counts against the network.
+            place = (~(scores <= scores.gather(1, targets[:, None]))).sum(dim=1)
             gains.append(torch.where(place < 10, 1 / torch.log2(place + 2.0), 0.0))
         return float(torch.cat(gains).mean())
 
@@ -230,7 +231,7 @@ def _fit(run: _Run, epochs: int, progress: Callable[[Epoch], None] | None) -> Sa
         history.append(epoch)
         if progress is not None:
             progress(epoch)
-        if epoch.ndcg is None or epoch.ndcg > (best.ndcg or -1.0):
+        if epoch.ndcg is None or best.ndcg is None or epoch.ndcg > best.ndcg:
             best = epoch
             kept = {name: value.clone() for name, value in run.network.state_dict().items()}
         elif number - best.number >= PATIENCE:
