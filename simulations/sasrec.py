@@ -162,7 +162,9 @@ class _Run:
         self.network, self.train, self.n_items = network, train, n_items
         self.rows, self.validation = rows, validation
         self.rng = np.random.default_rng(seed)
-        self.optimizer = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98))
+        self.optimizer = torch.optim.Adam(
+            network.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), fused=True
+        )
         judged = np.flatnonzero(validation >= 0) if validation is not None else rows[:0]
         if judged.size > VALIDATED:
             judged = np.sort(self.rng.choice(judged, VALIDATED, replace=False))
@@ -291,9 +293,12 @@ def _exclude(
     rows: NDArray[np.int64],
 ) -> None:
     """Set each history's own items to minus infinity, in place."""
-    for place, row in enumerate(rows.tolist()):
-        own = items[offsets[row] : offsets[row + 1]].astype(np.int64)
-        scores[place, torch.from_numpy(own)] = -torch.inf
+    lengths = offsets[rows + 1] - offsets[rows]
+    places = np.repeat(np.arange(len(rows)), lengths)
+    # Position in `items`: the history's start, then one more for each of its items.
+    skipped = np.repeat(offsets[rows] - np.cumsum(lengths) + lengths, lengths)
+    own = items[skipped + np.arange(len(places))].astype(np.int64)
+    scores[torch.from_numpy(places), torch.from_numpy(own)] = -torch.inf
 
 
 @contextmanager
