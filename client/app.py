@@ -15,6 +15,7 @@ from common.textpath import ActivationStore
 from common.wire import Identity, pack_identity, pack_update, unpack_order
 
 LOG = logging.getLogger("confed.site")
+IN_MEMORY = ActivationStore()
 
 
 class Code(IntEnum):
@@ -46,7 +47,7 @@ def code_of(error: Exception) -> Code:
 def build(
     open_site: SiteSource = open_configured_site,
     randomness: RandomnessSource = lambda _site, _round: SecureRandomness(),
-    store: ActivationStore = ActivationStore(),
+    store: ActivationStore = IN_MEMORY,
 ) -> ClientApp:
     """Assemble a ClientApp.
 
@@ -86,6 +87,7 @@ def _identity(records: SiteRecords) -> RecordDict:
             domain=records.domain,
             items=len(records.catalog),
             catalog=records.catalog.digest,
+            declared_subjects=records.declared_subjects,
         )
     )
 

@@ -7,14 +7,13 @@ import math
 
 import numpy as np
 
+from client.optimizer import NORM_SLACK, largest_batch
 from common.errors import SecurityRefused
 from common.plan import RunPlan
 from common.wire import Tensors
 
 TAIL = 8.0
 """Standard deviations over the expected noise norm at which the bound lies: P below 1e-15."""
-BATCH_SLACK = 6.0
-"""Standard deviations of a Poisson batch's size over its mean."""
 
 
 def update_bound(plan: RunPlan, *, noise_multiplier: float, size: int, expected: float) -> float:
@@ -28,8 +27,8 @@ def update_bound(plan: RunPlan, *, noise_multiplier: float, size: int, expected:
         size: floats in the update.
         expected: expected batch size.
     """
-    most = expected + BATCH_SLACK * math.sqrt(expected) + 10
-    noise = noise_multiplier * (math.sqrt(size) + TAIL)
+    most = largest_batch(expected)
+    noise = noise_multiplier * (1 + NORM_SLACK * most) * (math.sqrt(size) + TAIL)
     step = plan.privacy.max_grad_norm * (most + noise) / expected
     return 1.01 * plan.federation.local_steps * plan.federation.client_learning_rate * step
 

@@ -18,7 +18,14 @@ from common.randomness import Randomness
 GRID_BITS = 30
 """The grid's step is 2**(floor(log2 C) - 30)."""
 NORM_SLACK = 1e-6
-"""Relative error of a norm and of a sum in float64 over float32 gradients, charged as sensitivity."""
+"""Most that rounding moves a clipped gradient, over C, when the company in its batch changes."""
+BATCH_SLACK = 6.0
+"""Standard deviations of a Poisson batch's size over its mean."""
+
+
+def largest_batch(expected: float) -> float:
+    """Size that a Poisson batch of this expected size practically never exceeds."""
+    return expected + BATCH_SLACK * math.sqrt(expected) + 10
 
 
 class SubjectDPOptimizer(DPOptimizer):  # type: ignore[misc]
@@ -52,9 +59,13 @@ class SubjectDPOptimizer(DPOptimizer):  # type: ignore[misc]
 
     @property
     def sensitivity(self) -> float:
-        """Most that one subject moves the rounded sum, in length."""
+        """Most that one subject moves the rounded sum, in length.
+
+        A newcomer changes the shapes of the float32 products, and so the last digits of everybody.
+        """
         size = sum(p.numel() for p in self.params)
-        return float(self.max_grad_norm) * (1 + NORM_SLACK) + self.grid * math.sqrt(size)
+        slack = NORM_SLACK * largest_batch(self.expected_batch_size)
+        return float(self.max_grad_norm) * (1 + slack) + self.grid * math.sqrt(size)
 
     def begin(self) -> None:
         """Start a logical batch: forget whatever a batch broken off early left behind."""
@@ -67,6 +78,7 @@ class SubjectDPOptimizer(DPOptimizer):  # type: ignore[misc]
 
     def accumulate(self) -> None:
         """Clip the subjects of one micro-batch and add them to the logical batch."""
+        self._require_begun()
         self.clip_and_accumulate()
         for p in self.params:
             p.grad_sample = None
@@ -74,13 +86,16 @@ class SubjectDPOptimizer(DPOptimizer):  # type: ignore[misc]
 
     def finish(self) -> None:
         """Add noise once, divide by the expected batch size and step, subjects or none."""
-        if any(p.summed_grad is None for p in self.params):
-            raise OrderError("Expected begin() before finish().")
+        self._require_begun()
         self.add_noise()
         self.scale_grad()
         self.original_optimizer.step()
         for p in self.params:
             p.summed_grad = None
+
+    def _require_begun(self) -> None:
+        if any(p.summed_grad is None for p in self.params):
+            raise OrderError("Expected begin() before a logical batch's other calls.")
 
     def clip_and_accumulate(self) -> None:
         """Add min(1, C / norm) times each subject's gradient; a non-finite subject adds zero."""
@@ -99,9 +114,10 @@ class SubjectDPOptimizer(DPOptimizer):  # type: ignore[misc]
             OrderError: a trainable parameter has none; its noise would cover nothing.
         """
         samples = [getattr(p, "grad_sample", None) for p in self.params]
-        if any(s is None for s in samples):
+        present: list[GradSample] = [s for s in samples if s is not None]
+        if len(present) != len(samples):
             raise OrderError("Expected per-subject gradients of every trainable tensor.")
-        return samples
+        return present
 
     def add_noise(self) -> None:
         """Put (round(sum / grid) + round(noise / grid)) * grid into `p.grad`."""

@@ -108,7 +108,7 @@ def recommender_plan(family: str = "bert", **changed: Any) -> RecommenderPlan:
         "top_layers": 2,
         "windows": 3,
         "text_items": 3,
-        "text_tokens": 12,
+        "text_tokens": 16,
         "item_tokens": 12,
         "history_items": 4,
     }

@@ -1,0 +1,380 @@
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from client.optimizer import SubjectDPOptimizer
+from client.training import Mechanism, SiteTrainer
+from common.errors import ModelError, OrderError
+from common.interactions import Interactions, concatenate
+from common.plan import RecommenderPlan
+from common.randomness import Randomness, SecureRandomness
+from simulations.seeded import SeededRandomness
+from tests.models import (
+    FAMILIES,
+    mechanism_of,
+    model_of,
+    recommender_plan,
+    records_of,
+    released_sum,
+    trainer_of,
+)
+
+BASE = (3, 1, 5, 2, 6, 4, 1, 3)
+
+
+def seeded(number: int = 1) -> Randomness:
+    return SeededRandomness(seed=5, site="north", round_number=number, purpose="test")
+
+
+def one_more(length: int, *, items: int = 60) -> tuple[Interactions, Interactions]:
+    base = records_of(BASE, items=items)
+    return base, concatenate([base, records_of([length], items=items, first=len(BASE))])
+
+
+def summed(records: Interactions, plan: RecommenderPlan, family: str = "bert") -> Tensor:
+    return released_sum(trainer_of(records, plan, family, items=60))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("objective", ["ranking", "click", "rating"])
+@pytest.mark.parametrize("candidates", [16, 2000])
+def test_adding_a_subject_moves_the_sum_by_at_most_the_clip(
+    family: str, objective: str, candidates: int
+) -> None:
+    plan = recommender_plan(family, objective=objective, candidates=candidates, variant="plain")
+    without, together = one_more(4)
+    moved = (summed(together, plan, family) - summed(without, plan, family)).norm()
+    assert 0 < moved <= 1 + 1e-5
+
+
+@pytest.mark.parametrize("length", [1, 4, 50])
+def test_all_windows_of_a_subject_are_one_clip(length: int) -> None:
+    plan = recommender_plan(windows=64, history_items=50)
+    without, together = one_more(length)
+    moved = (summed(together, plan) - summed(without, plan)).norm()
+    assert moved == pytest.approx(1.0, abs=0.02)
+    assert moved <= 1 + 1e-5
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 1e30, 3e38])
+@pytest.mark.parametrize("where", ["rating", "text"])
+@pytest.mark.parametrize("train_text", [True, False])
+def test_a_subject_of_bad_numbers_moves_the_sum_by_at_most_the_clip_and_raises_nothing(
+    bad: float, where: str, train_text: bool
+) -> None:
+    plan = recommender_plan(objective="rating")
+    base, together = one_more(5)
+    trainer = trainer_of(together, plan, items=60)
+    last = trainer.windows.offsets[-2:].tolist()
+    if where == "rating":
+        trainer.windows.value[slice(*last)] = bad
+    else:
+        spoil_texts(trainer, torch.arange(*last), bad)
+    moved = released_sum(trainer, train_text=train_text) - released_sum(
+        trainer_of(base, plan, items=60), train_text=train_text
+    )
+    assert torch.isfinite(moved).all()
+    assert moved.norm() <= 1 + 1e-5
+
+
+def spoil_texts(trainer: SiteTrainer, rows: Tensor, bad: float) -> None:
+    """The activations of these rows' texts, which nobody else has, become `bad`."""
+    made = trainer.texts._activations
+    places = made.row[rows]
+    places = places[places >= 0]
+    others = torch.ones(len(made.row), dtype=torch.bool)
+    others[rows] = False
+    assert not torch.isin(made.row[others], places).any()
+    for place in places.tolist():
+        made.hidden[made.offsets[place] : made.offsets[place + 1]] = bad
+        made.pooled[place] = bad
+    trainer.texts = type(trainer.texts)(made)
+
+
+def test_a_subject_that_is_not_finite_contributes_zero_and_touches_nobody() -> None:
+    plan = recommender_plan(objective="rating")
+    base, together = one_more(5)
+    trainer = trainer_of(together, plan, items=60)
+    trainer.windows.value[trainer.windows.offsets[-2] :] = float("nan")
+    found, wanted = released_sum(trainer), summed(base, plan)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+    trainer.windows.value[:] = float("nan")
+    assert (released_sum(trainer) == 0).all()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("candidates", [16, 2000])
+def test_micro_batches_change_no_result_beyond_rounding(family: str, candidates: int) -> None:
+    plan = recommender_plan(family, candidates=candidates, variant="plain")
+    records = records_of([1 + i % 7 for i in range(15)], items=60)
+    sums = [
+        released_sum(
+            trainer_of(records, plan, family, items=60, mechanism=mechanism_of(micro_batch=size))
+        )
+        for size in (1, 7, 15)
+    ]
+    for other in sums[1:]:
+        torch.testing.assert_close(other, sums[0], rtol=1e-5, atol=1e-5)
+
+
+def test_a_batch_that_breaks_in_the_middle_leaves_nothing_for_the_next() -> None:
+    plan = recommender_plan()
+    trainer = trainer_of(records_of(BASE), plan, mechanism=mechanism_of(micro_batch=3))
+    wanted = released_sum(trainer)
+    targets = trainer.windows.target.clone()
+    trainer.windows.target[-1] = 10_000  # no such item: the last micro-batch raises
+    with pytest.raises((IndexError, RuntimeError)):
+        released_sum(trainer)
+    trainer.windows.target[:] = targets
+    trainer.model.load(model_of(plan).adapter())
+    torch.testing.assert_close(released_sum(trainer), wanted, rtol=0, atol=0)
+
+
+def update_of(trainer: SiteTrainer, **changed: object) -> dict[str, Tensor]:
+    plain = {
+        "steps": 1,
+        "train_text": True,
+        "public_seed": 3,
+        "randomness": SecureRandomness(),
+    }
+    start = model_of(trainer.model.plan, items=len(trainer.vectors)).adapter()
+    return trainer.update(start, **{**plain, **changed})
+
+
+@pytest.mark.parametrize("variant", ["ffa", "plain"])
+@pytest.mark.parametrize("noise", [0.0, 1.0])
+def test_every_tensor_that_should_move_does(variant: str, noise: float) -> None:
+    plan = recommender_plan(variant=variant)
+    trainer = trainer_of(records_of(BASE), plan, mechanism=mechanism_of(noise_multiplier=noise))
+    update = update_of(trainer)
+    assert set(update) == {name for name, _ in trainer.model.trainable()}
+    assert any(".lora_B." in name for name in update)
+    assert any(".lora_A." in name for name in update) == (variant == "plain")
+    assert all(value.any() for value in update.values())
+
+
+def test_frozen_weights_never_move() -> None:
+    trainer = trainer_of(records_of(BASE))
+    before = {n: p.clone() for n, p in trainer.model.named_parameters() if not p.requires_grad}
+    buffers = {n: b.clone() for n, b in trainer.model.named_buffers()}
+    update_of(trainer, steps=3)
+    assert len(before) > 20
+    for name, p in trainer.model.named_parameters():
+        assert name not in before or torch.equal(p, before[name])
+    assert all(torch.equal(b, buffers[n]) for n, b in trainer.model.named_buffers())
+
+
+def test_lora_is_neither_trained_nor_sent_once_the_text_rounds_are_over() -> None:
+    trainer = trainer_of(records_of(BASE))
+    before = {n: p.clone() for n, p in trainer.model.named_parameters() if "lora_" in n}
+    update = update_of(trainer, train_text=False)
+    assert update
+    assert not any(name.startswith("text.") for name in update)
+    for name, p in trainer.model.named_parameters():
+        assert name not in before or torch.equal(p, before[name])
+
+
+def test_an_update_of_several_steps_draws_a_sample_and_noise_for_each() -> None:
+    class Counting:
+        def __init__(self) -> None:
+            self.inner, self.samples, self.normals = SecureRandomness(), 0, 0
+
+        def normal(self, n: int) -> NDArray[np.float64]:
+            self.normals += n
+            return self.inner.normal(n)
+
+        def poisson_sample(self, population: int, rate: float) -> NDArray[np.int64]:
+            self.samples += 1
+            assert (population, rate) == (len(BASE), 0.4)
+            return self.inner.poisson_sample(population, rate)
+
+    mechanism = mechanism_of(noise_multiplier=1.0, sample_rate=0.4, micro_batch=2)
+    trainer, randomness = trainer_of(records_of(BASE), mechanism=mechanism), Counting()
+    update = update_of(trainer, steps=4, randomness=randomness)
+    assert randomness.samples == 4
+    assert randomness.normals == 4 * sum(v.numel() for v in update.values())
+
+
+def lone_targets(subjects: int) -> SiteTrainer:
+    """Every subject has one item of its own, so the bias tells exactly who was in a batch."""
+    records = Interactions(
+        subject_ids=tuple(f"s{i}" for i in range(subjects)),
+        offsets=np.arange(subjects + 1),
+        items=np.arange(subjects, dtype=np.int32),
+        values=np.full(subjects, 5, np.float32),
+        times=np.arange(subjects),
+    )
+    plan = recommender_plan(objective="rating", top_layers=0)
+    mechanism = mechanism_of(sample_rate=0.1, max_grad_norm=100.0, micro_batch=4)
+    return trainer_of(records, plan, items=subjects, mechanism=mechanism)
+
+
+def test_batch_sizes_through_the_trainer_have_the_variance_of_poisson_sampling() -> None:
+    subjects, rate, batches = 100, 0.1, 300
+    trainer = lone_targets(subjects)
+    seen = torch.stack(
+        [
+            update_of(trainer, train_text=False, randomness=SecureRandomness())["bias.care"] != 0
+            for _ in range(batches)
+        ]
+    )
+    sizes = seen.sum(1).double()
+    mean, variance = subjects * rate, subjects * rate * (1 - rate)
+    assert abs(sizes.mean() - mean) < 4.5 * math.sqrt(variance / batches)
+    assert abs(sizes.var() - variance) < 4.5 * variance * math.sqrt(2 / (batches - 1)) * 1.1
+    each = seen.double().mean(0)
+    assert (each - rate).abs().max() < 6.5 * math.sqrt(rate * (1 - rate) / batches)
+    assert sizes.max() > mean + 2 * math.sqrt(variance)  # no cap at the expected size
+
+
+def test_batches_that_are_empty_are_not_skipped() -> None:
+    trainer = lone_targets(30)
+    mechanism = dataclasses.replace(trainer.mechanism, sample_rate=0.02)
+    trainer.mechanism = mechanism
+    sizes = [
+        int((update_of(trainer, train_text=False)["bias.care"] != 0).sum()) for _ in range(120)
+    ]
+    expected = 120 * 0.98**30
+    assert abs(sizes.count(0) - expected) < 4.5 * math.sqrt(120 * 0.98**30 * (1 - 0.98**30))
+
+
+class Nobody:
+    """Samples nobody; the noise is real."""
+
+    def __init__(self) -> None:
+        self.inner = SecureRandomness()
+
+    def normal(self, n: int) -> NDArray[np.float64]:
+        return self.inner.normal(n)
+
+    def poisson_sample(self, population: int, rate: float) -> NDArray[np.int64]:
+        return np.zeros(0, np.int64)
+
+
+def test_an_empty_poisson_batch_releases_noise_of_the_right_scale() -> None:
+    mechanism = mechanism_of(noise_multiplier=1.5, max_grad_norm=0.5, expected_batch_size=4.0)
+    trainer = trainer_of(records_of(BASE), mechanism=mechanism)
+    draws = [update_of(trainer, randomness=Nobody()) for _ in range(20)]
+    for name in draws[0]:
+        numbers = torch.cat([d[name].flatten().double() for d in draws])
+        tolerance = max(0.01, 4.5 / math.sqrt(2 * len(numbers)))
+        assert float(numbers.square().mean().sqrt()) == pytest.approx(
+            1.5 * 0.5 / 4.0, rel=tolerance
+        ), name
+
+
+def test_a_sample_of_subjects_without_any_row_releases_noise() -> None:
+    records = Interactions(
+        subject_ids=("a", "b"),
+        offsets=np.array([0, 0, 0]),
+        items=np.zeros(0, np.int32),
+        values=np.zeros(0, np.float32),
+        times=np.zeros(0, np.int64),
+    )
+    trainer = trainer_of(records, mechanism=mechanism_of(noise_multiplier=1.0))
+    assert all(value.any() for value in update_of(trainer).values())
+
+
+def test_seeded_randomness_repeats_an_update_and_secure_randomness_does_not() -> None:
+    mechanism = mechanism_of(noise_multiplier=1.0, sample_rate=0.5)
+    trainer = trainer_of(records_of(BASE), mechanism=mechanism)
+
+    def flat(randomness: Randomness) -> Tensor:
+        return torch.cat([v.flatten() for v in update_of(trainer, randomness=randomness).values()])
+
+    assert torch.equal(flat(seeded()), flat(seeded()))
+    assert not torch.equal(flat(seeded(1)), flat(seeded(2)))
+    assert not torch.equal(flat(SecureRandomness()), flat(SecureRandomness()))
+
+
+def test_the_step_is_divided_by_the_expected_batch_size_alone() -> None:
+    few = trainer_of(records_of(BASE), mechanism=mechanism_of(expected_batch_size=7.0))
+    one = trainer_of(records_of(BASE), mechanism=mechanism_of(expected_batch_size=1.0))
+    found, wanted = update_of(few), update_of(one)
+    for name, value in wanted.items():
+        torch.testing.assert_close(7 * found[name], value, rtol=1e-5, atol=1e-5)
+
+
+def test_an_optimizer_that_covers_only_some_tensors_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trainer = trainer_of(records_of(BASE))
+    whole = trainer._optimizer
+    monkeypatch.setattr(trainer, "_optimizer", lambda chosen, r: whole(chosen[1:], r))
+    with pytest.raises(OrderError, match="every tensor"):
+        update_of(trainer)
+
+
+def test_a_tensor_unfrozen_behind_the_trainers_back_is_refused() -> None:
+    trainer = trainer_of(records_of(BASE))
+    norm = next(m for m in trainer.model.modules() if isinstance(m, torch.nn.LayerNorm))
+    adapter = trainer.model.adapter()
+    norm.weight.requires_grad_(True)
+    with pytest.raises((OrderError, ModelError)):
+        trainer.update(
+            {
+                **adapter,
+                **{n: p.detach() for n, p in trainer.model.trainable() if n not in adapter},
+            },
+            steps=1,
+            train_text=True,
+            public_seed=3,
+            randomness=SecureRandomness(),
+        )
+    norm.weight.requires_grad_(False)
+
+
+def test_eval_mode_while_training_is_refused() -> None:
+    trainer = trainer_of(records_of(BASE))
+    trainer.model.eval()
+    with pytest.raises(OrderError, match="train mode"):
+        update_of(trainer)
+
+
+def test_dropout_in_the_backbone_is_refused() -> None:
+    model = model_of(recommender_plan())
+    dropout = next(m for m in model.modules() if isinstance(m, torch.nn.Dropout))
+    dropout.p = 0.1
+    plain = trainer_of(records_of(BASE))
+    with pytest.raises(ModelError, match="dropout"):
+        SiteTrainer(
+            model=model,
+            windows=plain.windows,
+            texts=plain.texts,
+            vectors=plain.vectors,
+            mechanism=plain.mechanism,
+            learning_rate=1.0,
+        )
+
+
+def test_noise_that_was_announced_is_the_noise_that_is_drawn() -> None:
+    """Data and noise, together: the update minus the sum is normal with the announced scale."""
+    mechanism = Mechanism(
+        noise_multiplier=2.0,
+        max_grad_norm=1.0,
+        sample_rate=1.0,
+        expected_batch_size=8.0,
+        micro_batch=3,
+    )
+    noisy = trainer_of(records_of(BASE), mechanism=mechanism)
+    silent = trainer_of(
+        records_of(BASE), mechanism=dataclasses.replace(mechanism, noise_multiplier=0.0)
+    )
+    clean = update_of(silent)
+    for name, value in update_of(noisy).items():
+        noise = (value - clean[name]).double()
+        if noise.numel() > 1000:
+            tolerance = max(0.01, 4.5 / math.sqrt(2 * noise.numel()))
+            assert float(noise.square().mean().sqrt()) == pytest.approx(2 / 8, rel=tolerance)
+
+
+def test_the_optimizer_is_opacus_own_with_the_site_s_mechanism() -> None:
+    trainer = trainer_of(records_of(BASE), mechanism=mechanism_of(max_grad_norm=0.25))
+    optimizer = trainer._optimizer([p for _, p in trainer.model.trainable()], SecureRandomness())
+    assert isinstance(optimizer, SubjectDPOptimizer)
+    assert optimizer.max_grad_norm == 0.25
