@@ -10,9 +10,11 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 from common.errors import ModelError, OrderError
-from common.recommender import ItemBias
+from common.recommender import ItemBias, TextGate, ViewMixer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,12 +29,18 @@ class Grouping:
     owner: Tensor
     subjects: int
 
+    def __post_init__(self) -> None:
+        owner = self.owner
+        inside = not len(owner) or (int(owner[0]) >= 0 and int(owner[-1]) < self.subjects)
+        if not inside or bool((owner.diff() < 0).any()):
+            raise OrderError("Expected the rows of a subject side by side, subjects rising.")
+
 
 class GradSample(Protocol):
     """The gradients of one parameter, one a subject, in some compact form."""
 
     def squared_norms(self) -> Tensor:
-        """float64 (U), squared length of each subject's gradient."""
+        """float64 (U), squared length of each subject's gradient, never below the true one."""
 
     def weighted_sum(self, weights: Tensor) -> Tensor:
         """float64, shape of the parameter: sum of the gradients times weights (U).
@@ -52,9 +60,11 @@ class Dense:
     values: Tensor
 
     def squared_norms(self) -> Tensor:
+        """As GradSample."""
         return self.values.flatten(1).double().square().sum(1)
 
     def weighted_sum(self, weights: Tensor) -> Tensor:
+        """As GradSample."""
         kept = _without(self.values.flatten(1).double(), weights)
         return (weights @ kept).view(self.values.shape[1:])
 
@@ -72,12 +82,18 @@ class Columns:
     size: int
 
     def squared_norms(self) -> Tensor:
+        """As GradSample."""
         return self.values.double().square().sum(1)
 
     def weighted_sum(self, weights: Tensor) -> Tensor:
+        """As GradSample."""
         total = torch.zeros(self.size, dtype=torch.float64, device=self.values.device)
         total[self.index] = weights @ _without(self.values.double(), weights)
         return total
+
+
+ROUNDING = 1e-12
+"""Relative error of a ghost norm's float64 terms, n 2**-53 for n up to some 9,000 additions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +101,9 @@ class Outer:
     """Gradients that are sums of a few outer products, never written out.
 
     Subject u's gradient is sum over its rows r of g_r x_r^T, and its squared length is
-    sum_{r,s} (g_r . g_s)(x_r . x_s): the ghost norm (Goodfellow 2015; Li et al. 2022), exact.
+    sum_{r,s} (g_r . g_s)(x_r . x_s): the ghost norm (Goodfellow 2015; Li et al. 2022), exact up to
+    rounding. Rows that cancel would let rounding hide a long gradient behind a short norm, so the
+    rounding error's own bound, ROUNDING (sum_r |g_r||x_r|)^2, is added.
 
     Attributes:
         out: (R, o), gradient at the layer's output.
@@ -98,12 +116,15 @@ class Outer:
     grouping: Grouping
 
     def squared_norms(self) -> Tensor:
+        """As GradSample."""
         owner, subjects = self.grouping.owner, self.grouping.subjects
         counts = torch.bincount(owner, minlength=subjects)
         first = counts.cumsum(0) - counts
         slot = torch.arange(len(owner), device=owner.device) - first[owner]
         width = int(counts.max()) if len(owner) else 0
+        reach = self.out.double().norm(dim=1) * self.into.double().norm(dim=1)
         norms = torch.zeros(subjects, dtype=torch.float64, device=self.out.device)
+        norms = norms.index_add(0, owner, reach).square() * ROUNDING
         for lag in range(width):
             # Pairs (r, r + lag) of the same subject; lag > 0 counts twice by symmetry.
             rows = torch.nonzero(slot + lag < counts[owner]).squeeze(1)
@@ -114,6 +135,7 @@ class Outer:
         return norms
 
     def weighted_sum(self, weights: Tensor) -> Tensor:
+        """As GradSample."""
         row_weight = weights[self.grouping.owner]
         left = _without(self.out.double(), row_weight) * row_weight.unsqueeze(1)
         return left.T @ _without(self.into.double(), row_weight)
@@ -143,6 +165,11 @@ class _Linear(torch.autograd.Function):
 
 
 def _linear_sample(grouping: Grouping, grad: Tensor, x: Tensor) -> GradSample:
+    if len(x) != len(grouping.owner):
+        raise ModelError(
+            f"Expected a layer's input with one row a window, {len(grouping.owner)}, got {len(x)}; "
+            "what mixes rows cannot be told apart by subject."
+        )
     if x.dim() == 2:
         return Outer(out=grad.detach(), into=x.detach(), grouping=grouping)
     rows, subjects = len(x), grouping.subjects
@@ -202,6 +229,56 @@ class PerSubjectBias(ItemBias):
         return super().forward(scores, candidates)
 
 
+class _Scale(torch.autograd.Function):
+    """x (R, k, d) times a weight of the same trailing shape, or of one number."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, layer: nn.Module) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.layer = layer
+        return x * weight
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None]:
+        (grad,) = grads
+        (x,) = ctx.saved_tensors
+        grouping: Grouping = ctx.layer.grouping
+        weight = ctx.layer.weight
+        rows = (grad * x).float()
+        rows = rows if rows.shape[1:] == weight.shape else rows.flatten(1).sum(1, keepdim=True)
+        values = torch.zeros(grouping.subjects, *weight.shape, device=grad.device)
+        values.index_add_(0, grouping.owner, rows)
+        keep(weight, Dense(values=values))
+        return (grad * weight if ctx.needs_input_grad[0] else None), None, None
+
+
+class PerSubjectGate(TextGate):
+    """TextGate whose backward stores per-subject gradients."""
+
+    grouping: Grouping
+
+    def forward(self, text: Tensor) -> Tensor:
+        """The same values as TextGate."""
+        if torch.is_grad_enabled() and self.weight.requires_grad:
+            scaled: Tensor = _Scale.apply(text, self.weight, self)  # type: ignore[no-untyped-call]
+            return text + scaled
+        return super().forward(text)
+
+
+class PerSubjectMixer(ViewMixer):
+    """ViewMixer whose backward stores per-subject gradients."""
+
+    grouping: Grouping
+
+    def forward(self, views: Tensor) -> Tensor:
+        """The same values as ViewMixer."""
+        if torch.is_grad_enabled() and self.weight.requires_grad:
+            split = views.view(len(views), *self.weight.shape)
+            scaled: Tensor = _Scale.apply(split, self.weight, self)  # type: ignore[no-untyped-call]
+            return scaled.sum(1)
+        return super().forward(views)
+
+
 def keep(parameter: Tensor, sample: GradSample) -> None:
     """Store one backward's gradients at the parameter.
 
@@ -213,26 +290,48 @@ def keep(parameter: Tensor, sample: GradSample) -> None:
     parameter.grad_sample = sample  # type: ignore[attr-defined]
 
 
-def convert(model: nn.Module) -> list[PerSubjectLinear | PerSubjectBias]:
+PerSubjectLayer = PerSubjectLinear | PerSubjectBias | PerSubjectGate | PerSubjectMixer
+_PER_SUBJECT: dict[type, type[PerSubjectLayer]] = {
+    ItemBias: PerSubjectBias,
+    TextGate: PerSubjectGate,
+    ViewMixer: PerSubjectMixer,
+}
+
+
+def convert(model: nn.Module) -> list[PerSubjectLayer]:
     """Make every trainable layer of `model` store per-subject gradients, in place.
 
     Raises:
-        ModelError: a trainable layer is of a kind whose per-subject gradient is not known here
-            (batch norm couples subjects and is refused by the same rule).
+        ModelError: a trainable layer is of a kind whose per-subject gradient is not known here, or
+            any layer, trainable or not, couples subjects (batch norm) or draws dropout.
     """
-    layers: list[PerSubjectLinear | PerSubjectBias] = []
+    layers: list[PerSubjectLayer] = []
     for name, module in model.named_modules():
+        _require_apart(name, module)
         if not any(p.requires_grad for p in module.parameters(recurse=False)):
             continue
-        if isinstance(module, ItemBias):
-            module.__class__ = PerSubjectBias
-        elif isinstance(module, nn.Linear) and module.bias is None:
+        if isinstance(module, nn.Linear) and module.bias is None:
             module.__class__ = PerSubjectLinear
+        elif type(module) in _PER_SUBJECT:
+            module.__class__ = _PER_SUBJECT[type(module)]
         else:
             kind = type(module).__name__
             raise ModelError(
                 f"Expected trainable layers to be linear without bias, got {kind} at {name}; "
                 "its gradient cannot be told apart by subject."
             )
-        layers.append(module)  # type: ignore[arg-type]
+        layers.append(module)
     return layers
+
+
+def _require_apart(name: str, module: nn.Module) -> None:
+    if isinstance(module, _BatchNorm):
+        raise ModelError(
+            f"Expected layers that treat each subject alone, got {type(module).__name__} at {name}."
+        )
+    rates = {"p": getattr(module, "p", 0.0)} if isinstance(module, _DropoutNd) else vars(module)
+    for key, rate in rates.items():
+        named = key == "p" or "dropout" in key
+        if named and isinstance(rate, float) and rate > 0:
+            kind = type(module).__name__
+            raise ModelError(f"Expected dropout of 0, got {rate:g} in {kind} at {name}.")

@@ -4,7 +4,6 @@ Sessions live in a table of this module, because Flower's simulation engine load
 each message and keeps imported modules. Sensitive: everything but the update that leaves.
 """
 
-import hashlib
 import threading
 from collections.abc import Callable
 
@@ -14,12 +13,12 @@ import torch
 from client.egress import pass_out, update_bound
 from client.site import RandomnessSource, SiteRecords, check_caps
 from client.training import Mechanism, SiteTrainer
-from common.accounting import PrivacyChoice, check_privacy
 from common.backbone import Backbone, load_backbone
-from common.errors import PrivacyRefused
+from common.errors import PrivacyRefused, SecurityRefused
 from common.interactions import require_subjects
 from common.plan import RecommenderPlan, RunPlan
 from common.recommender import Recommender, is_text
+from common.spending import noise_of
 from common.textpath import ActivationStore, TextVectors
 from common.windows import history_texts, training_windows
 from common.wire import Order, Tensors
@@ -43,10 +42,12 @@ class Session:
         self, records: SiteRecords, plan: RunPlan, *, backbone: Backbone, store: ActivationStore
     ) -> None:
         self.records, self.plan = records, plan
-        self.noise_multiplier = noise_of(plan, subjects=len(records.interactions))
+        # The declared number, which is public: the real one would show in what is refused.
+        self.noise_multiplier = noise_of(plan, subjects=records.declared_subjects)
         check_caps(plan, self.noise_multiplier, records.caps)
         require_subjects(records.interactions)
         self._rounds: set[int] = set()
+        self._lock = threading.Lock()
         self._trainer = _trainer(records, plan, self.noise_multiplier, backbone, store)
 
     def train(self, order: Order, adapter: Tensors, randomness: RandomnessSource) -> Tensors:
@@ -54,8 +55,14 @@ class Session:
 
         Raises:
             PrivacyRefused: the round was already paid for, or is not in the plan.
+            SecurityRefused: an adapter with other tensors than the plan's, or not finite.
         """
-        self._reserve(order.round)
+        with self._lock:
+            self._admit(adapter)
+            self._reserve(order.round)
+            return self._train(order, adapter, randomness)
+
+    def _train(self, order: Order, adapter: Tensors, randomness: RandomnessSource) -> Tensors:
         federation = self.plan.federation
         train_text = order.round <= federation.text_rounds
         update = self._trainer.update(
@@ -79,6 +86,13 @@ class Session:
         arrays = {name: value.numpy() for name, value in update.items()}
         return pass_out(arrays, shapes=shapes, bound=bound)
 
+    def _admit(self, adapter: Tensors) -> None:
+        shapes = {name: tuple(p.shape) for name, p in self._trainer.model.trainable()}
+        if {name: value.shape for name, value in adapter.items()} != shapes:
+            raise SecurityRefused("Expected the plan's tensors in the adapter, got others.")
+        if not all(np.isfinite(value).all() for value in adapter.values()):
+            raise SecurityRefused("Expected finite numbers in the adapter, got others.")
+
     def _reserve(self, number: int) -> None:
         if not 1 <= number <= self.plan.federation.rounds or number in self._rounds:
             raise PrivacyRefused(
@@ -86,28 +100,6 @@ class Session:
                 f"{number}: its noise would not be in the plan."
             )
         self._rounds.add(number)
-
-
-def noise_of(plan: RunPlan, *, subjects: int) -> float:
-    """The plan's noise multiplier, calibrated when it names an epsilon; 0 when not private.
-
-    Raises:
-        ConfigError: the privacy part does not hold together.
-        PrivacyRefused: delta is too large for this many subjects, or noise is 0.
-    """
-    privacy = plan.privacy
-    if not privacy.private:
-        return 0.0
-    choice = PrivacyChoice(
-        epsilon=privacy.epsilon,
-        noise_multiplier=privacy.noise_multiplier,
-        delta=privacy.delta,
-        max_grad_norm=privacy.max_grad_norm,
-        sample_rate=privacy.sample_rate,
-        steps=plan.steps,
-        sampling=privacy.sampling,
-    )
-    return check_privacy(choice, subjects=subjects)
 
 
 def _trainer(
@@ -152,17 +144,21 @@ def _trainer(
     )
 
 
-_SESSIONS: dict[tuple[int, str, str], Session] = {}
+_SESSIONS: dict[tuple[int, str], Session] = {}
 _BACKBONES: dict[tuple[str, str, str], Backbone] = {}
 _LOCK = threading.Lock()
-_OPENING: dict[tuple[int, str, str], threading.Lock] = {}
+_OPENING: dict[tuple[int, str], threading.Lock] = {}
 
 
 def session_for(
     run: int, name: str, plan: RunPlan, open_site: Callable[[], SiteRecords], store: ActivationStore
 ) -> Session:
-    """The session of a site in a run, opened at its first message."""
-    key = (run, name, hashlib.sha256(plan.to_json().encode()).hexdigest())
+    """The session of a site in a run, opened at its first message.
+
+    Raises:
+        PrivacyRefused: the run has another plan, whose rounds would be paid for a second time.
+    """
+    key = (run, name)
     with _LOCK:
         lock = _OPENING.setdefault(key, threading.Lock())
     with lock:
@@ -170,6 +166,8 @@ def session_for(
             records = open_site()
             backbone = backbone_for(plan.recommender)
             _SESSIONS[key] = Session(records, plan, backbone=backbone, store=store)
+        if _SESSIONS[key].plan != plan:
+            raise PrivacyRefused("Expected the plan of the run's first message, got another.")
         return _SESSIONS[key]
 
 

@@ -63,7 +63,8 @@ class SiteTrainer:
     ) -> None:
         self.model = model.train()
         self.text_layers = convert(model.text) if model.text is not None else []
-        self.head_layers = [*convert(model.map), *convert(model.bias)]
+        head = (model.gate, model.mixer, model.map, model.bias)
+        self.head_layers = [layer for part in head for layer in convert(part)]
         prepare_module(model, "no_op", wrap_model=False)
         self.windows, self.texts, self.vectors = windows, texts, vectors
         self.mechanism = mechanism
@@ -127,8 +128,16 @@ class SiteTrainer:
             if len(rows):
                 grouping = Grouping(owner=owner, subjects=len(subjects))
                 self._backward(rows, grouping, negatives, train_text=train_text)  # (3)
+                self._require_covered(optimizer)
                 optimizer.accumulate()  # (4)
         optimizer.finish()  # (5) (6)
+
+    def _require_covered(self, optimizer: SubjectDPOptimizer) -> None:
+        covered = {id(p) for p in optimizer.params}
+        for layer in (*self.text_layers, *self.head_layers):
+            stored = getattr(layer.weight, "grad_sample", None) is not None
+            if stored and id(layer.weight) not in covered:
+                raise OrderError("Expected the optimizer to hold every tensor with a gradient.")
 
     def _backward(
         self, rows: Tensor, grouping: Grouping, negatives: Tensor | None, *, train_text: bool

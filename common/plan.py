@@ -57,8 +57,10 @@ class RecommenderPlan(Frozen):
     """Gain of the history path."""
     candidates: int = Field(default=2000, ge=16)
     """Larger catalogs are sampled (from the public catalog) down to this many negatives."""
+    share_map: bool = False
+    """False: the history map goes to sites of one domain alone. LoRA and mixer are always shared."""
     share_bias: bool = False
-    """False: an item's bias goes to sites of its own domain alone."""
+    """False: the item bias goes to sites of one domain alone."""
 
 
 class PrivacyPlan(Frozen):
@@ -91,6 +93,12 @@ class FederationPlan(Frozen):
     """Learning rate of the item bias over that of the history map."""
     text_gain: float = Field(default=1.0, gt=0)
     """Learning rate of LoRA over that of the history map."""
+    mixer_gain: float = Field(default=2.0, gt=0)
+    """Learning rate of the view mixer over that of the history map."""
+    gate_gain: float = Field(default=5.0, gt=0)
+    """Learning rate of the text gate over that of the history map."""
+    shrink: bool = False
+    """Shorten a tensor's step by the share of it that the known noise explains (fedadam-mini)."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
     second_momentum: float = Field(default=0.99, ge=0, lt=1)
     averaging: float = Field(default=0.9, ge=0, lt=1)

@@ -1,7 +1,7 @@
 """The recommender: score(subject, item) = <u, e_i> + b_i, with u from text and from history.
 
-u = text_scale * text(history in words) + history_scale * map(views of the history). The map, LoRA's
-output and the bias start at zero, so training starts at the zero-shot ranking.
+u = text_scale * gate * text(history in words) + history_scale * (mixer + map)(views of the history).
+Everything trainable starts at zero, so training starts at the zero-shot ranking.
 """
 
 import copy
@@ -16,9 +16,8 @@ from common.errors import ModelError
 from common.plan import RecommenderPlan
 from common.windows import VIEWS
 
-MAP = "map.weight"
-BIAS = "bias"
-TEXT = "text."
+KINDS = ("text", "gate", "mixer", "map", "bias")
+"""Parts of the adapter; the first word of a tensor's name says which one it belongs to."""
 
 
 class ItemBias(nn.Module):
@@ -35,6 +34,40 @@ class ItemBias(nn.Module):
     def forward(self, scores: Tensor, candidates: Tensor) -> Tensor:
         """Add the bias of `candidates` (c) to scores (R, c)."""
         return scores + self.weight[candidates]
+
+
+class TextGate(nn.Module):
+    """How much a domain's subjects are told by their text: 1 + weight times the text vector.
+
+    Attributes:
+        weight: float32 (1).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, text: Tensor) -> Tensor:
+        """Scale text vectors (R, d)."""
+        return text * (1 + self.weight)
+
+
+class ViewMixer(nn.Module):
+    """A diagonal map of the history's views: what "similar to what you had" is worth.
+
+    It speaks of no item and of no catalog, so every domain can use what another one learnt.
+
+    Attributes:
+        weight: float32 (3, d).
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(VIEWS, width))
+
+    def forward(self, views: Tensor) -> Tensor:
+        """Views (R, 3d) to (R, d)."""
+        return (views.view(len(views), VIEWS, -1) * self.weight).sum(1)
 
 
 class TextTop(nn.Module):
@@ -82,13 +115,16 @@ class Recommender(nn.Module):
         self.plan = plan
         self.domain = domain
         self.text = TextTop(backbone, plan) if backbone is not None and plan.top_layers else None
+        self.gate = TextGate()
+        self.mixer = ViewMixer(width)
         self.map = nn.Linear(VIEWS * width, width, bias=False)
         nn.init.zeros_(self.map.weight)
         self.bias = ItemBias(items)
 
     def user(self, text: Tensor, views: Tensor) -> Tensor:
         """U (R, d) from text vectors (R, d) and views of the history (R, 3d)."""
-        return self.plan.text_scale * text + self.plan.history_scale * self.map(views)
+        history = self.mixer(views) + self.map(views)
+        return self.plan.text_scale * self.gate(text) + self.plan.history_scale * history
 
     def forward(self, text: Tensor, views: Tensor, vectors: Tensor, candidates: Tensor) -> Tensor:
         """Scores (R, c) of `candidates` (c), whose item vectors are `vectors` (c, d)."""
@@ -103,9 +139,10 @@ class Recommender(nn.Module):
 
     def travel_name(self, name: str) -> str:
         """Name of a parameter on the wire and in an adapter file."""
-        if name == "bias.weight":
-            return bias_name(self.domain, shared=self.plan.share_bias)
-        return name.replace("text.layers.", TEXT).replace(".default.", ".")
+        kind = kind_of(name)
+        if kind == "text":
+            return name.replace("text.layers.", "text.").replace(".default.", ".")
+        return kind if kind in shared_kinds(self.plan) else f"{kind}.{self.domain}"
 
     def adapter(self) -> dict[str, Tensor]:
         """A detached copy of the trainable tensors, float32 on the CPU."""
@@ -140,19 +177,36 @@ class Recommender(nn.Module):
         return copy.deepcopy(self, memo)
 
 
-def is_text(name: str) -> bool:
-    """Whether a tensor of that name belongs to the text path."""
-    return name.startswith(TEXT)
-
-
 def kind_of(name: str) -> str:
-    """`text`, `map` or `bias`: the learning rate that a tensor of that name takes."""
-    return "text" if is_text(name) else "map" if name == MAP else "bias"
+    """Which part of the adapter a tensor of that name belongs to, one of KINDS.
+
+    Raises:
+        ModelError: to none.
+    """
+    kind = name.partition(".")[0]
+    if kind not in KINDS:
+        raise ModelError(f"Expected a tensor of {', '.join(KINDS)}, got {name}.")
+    return kind
 
 
-def bias_name(domain: str, *, shared: bool) -> str:
-    """`bias` when all sites share one catalog's bias, else `bias.DOMAIN`."""
-    return BIAS if shared else f"{BIAS}.{domain}"
+def is_text(name: str) -> bool:
+    """Whether a tensor of that name belongs to LoRA."""
+    return kind_of(name) == "text"
+
+
+def shared_kinds(plan: RecommenderPlan) -> frozenset[str]:
+    """Parts that all domains train together; the others stay among the sites of one domain."""
+    chosen = {"text", "mixer"}
+    if plan.share_map:
+        chosen.add("map")
+    if plan.share_bias:
+        chosen.add("bias")
+    return frozenset(chosen)
+
+
+def held_by(name: str, domain: str, plan: RecommenderPlan) -> bool:
+    """Whether sites of a domain hold the tensor of that name."""
+    return kind_of(name) in shared_kinds(plan) or name == f"{kind_of(name)}.{domain}"
 
 
 def _inject_lora(top: nn.Module, plan: RecommenderPlan) -> None:

@@ -1,7 +1,7 @@
 """What travels between server and site, in Flower's records; the only module here that knows them.
 
 Down: `adapter` (arrays) and `order` (round, seed, plan). Up: `update` (arrays) and `receipt`
-(round). A query is answered by `identity`: site, domain, catalog digest and size, all public.
+(round). A query is answered by `identity`: site, domain, catalog digest and size, declared subjects, all public.
 """
 
 from dataclasses import dataclass
@@ -32,6 +32,7 @@ class Identity:
     domain: str
     items: int
     catalog: str
+    declared_subjects: int
 
 
 def pack_order(order: Order, adapter: ArrayRecord) -> RecordDict:
@@ -97,10 +98,12 @@ def unpack_identity(content: RecordDict) -> Identity:
         raise SecurityRefused("Expected an identity, got another record.")
     site, domain = record.get("site"), record.get("domain")
     items, catalog = record.get("items"), record.get("catalog")
+    declared = record.get("declared_subjects")
+    counted = isinstance(items, int) and isinstance(declared, int) and items > 0 and declared > 0
     named = isinstance(site, str) and isinstance(domain, str) and isinstance(catalog, str)
-    if not named or not isinstance(items, int) or items < 1 or len(record) != 4:
-        raise SecurityRefused("Expected site, domain, items and catalog in an identity.")
-    return Identity(site=str(site), domain=str(domain), items=items, catalog=str(catalog))
+    if not named or not counted or len(record) != 5:
+        raise SecurityRefused("Expected the five public facts of a site in an identity.")
+    return Identity(**dict(record))  # type: ignore[arg-type]
 
 
 def to_record(tensors: Tensors) -> ArrayRecord:

@@ -6,6 +6,7 @@ and the average of the iterates (`_Release`).
 """
 
 import logging
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -17,7 +18,8 @@ from numpy.typing import NDArray
 
 from common.errors import ConfedError, SecurityRefused
 from common.plan import RunPlan
-from common.recommender import bias_name, is_text, kind_of
+from common.recommender import held_by, is_text, kind_of
+from common.spending import noise_of
 from common.wire import Identity, Order, Tensors, pack_order, to_record, to_tensors, unpack_update
 from server.aggregation import weighted_mean
 
@@ -69,8 +71,7 @@ class _Collect(FedAvg):
 
     def held_by(self, domain: str) -> list[str]:
         """Names of the tensors that sites of a domain train."""
-        own = bias_name(domain, shared=self.plan.recommender.share_bias)
-        return [name for name in self.shapes if kind_of(name) != "bias" or name == own]
+        return [n for n in self.shapes if held_by(n, domain, self.plan.recommender)]
 
     def moved_in(self, server_round: int, domain: str) -> set[str]:
         """Names of the tensors that an answer of this round holds."""
@@ -125,6 +126,8 @@ class FedAdamMini(FedAdam):
     follows the noise; one for a tensor only sets the step's length.
     """
 
+    noise_power: Mapping[str, float]
+
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
@@ -144,9 +147,22 @@ class FedAdamMini(FedAdam):
         unbias_2 = 1 - self.beta_2**self._updates
         stepped = {}
         for name, value in self.current_arrays.items():
-            length = float(np.sqrt(self.v_t[name] / unbias_2)) + self.tau
-            stepped[name] = value + self.eta * (first[name] / unbias_1) / length
+            power = float(self.v_t[name] / unbias_2)
+            rate = self.eta / (math.sqrt(power) + self.tau) * self._signal(name, power)
+            stepped[name] = value + rate * (first[name] / unbias_1)
         return to_record({k: np.asarray(v, dtype=np.float32) for k, v in stepped.items()}), metrics
+
+    def _signal(self, name: str, power: float) -> float:
+        """Wiener gain of the momentum: the share of its power that noise does not explain.
+
+        The noise's variance is public. Momentum beta averages it down by (1-beta)/(1+beta).
+        """
+        noise = self.noise_power.get(name, 0.0)
+        if noise <= 0 or power <= 0:
+            return 1.0
+        signal = max(power - noise, 0.0)
+        left = noise * (1 - self.beta_1) / (1 + self.beta_1)
+        return signal / (signal + left)
 
 
 class _Release(FedAvg):
@@ -164,7 +180,13 @@ class _Release(FedAvg):
         if proposed is None:
             return None, metrics
         federation = self.plan.federation
-        gains = {"text": federation.text_gain, "map": 1.0, "bias": federation.bias_gain}
+        gains = {
+            "text": federation.text_gain,
+            "gate": federation.gate_gain,
+            "mixer": federation.mixer_gain,
+            "map": 1.0,
+            "bias": federation.bias_gain,
+        }
         new: Tensors = {}
         for name, value in to_tensors(proposed).items():
             frozen = is_text(name) and server_round > federation.text_rounds
@@ -248,6 +270,26 @@ def make_strategy(
     else:
         strategy = ConsortiumFedAvg(**common)  # type: ignore[arg-type]
     strategy.plan, strategy.members = plan, members
+    if isinstance(strategy, ConsortiumFedAdamMini):
+        strategy.noise_power = noise_power(plan, members.values(), initial)
     strategy.shapes = {name: value.shape for name, value in initial.items()}
     strategy.released = {name: value.copy() for name, value in initial.items()}
     return strategy
+
+
+def noise_power(plan: RunPlan, members: Iterable[Member], initial: Tensors) -> dict[str, float]:
+    """Variance of the noise in one number of each tensor's mean update; public."""
+    privacy, federation = plan.privacy, plan.federation
+    if not privacy.private or not federation.shrink:
+        return {}
+    step = noise_of(plan) * privacy.max_grad_norm * federation.client_learning_rate
+    found = {}
+    for name in initial:
+        holders = [m for m in members if held_by(name, m.identity.domain, plan.recommender)]
+        mass = sum(m.weight for m in holders)
+        spread = sum(
+            (m.weight * step / (privacy.sample_rate * m.identity.declared_subjects)) ** 2
+            for m in holders
+        )
+        found[name] = federation.local_steps * spread / mass**2
+    return found

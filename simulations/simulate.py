@@ -13,13 +13,14 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from client.session import backbone_for, noise_of
+from client.session import backbone_for
 from client.site import SiteRecords, declared
 from client.third_opinion import opacus_epsilon
 from common.accounting import compose_sites, schedule, spent
 from common.errors import ConfigError
 from common.interactions import concatenate
 from common.plan import RunPlan
+from common.spending import noise_of
 from common.textpath import Progress
 from common.windows import history_texts, query_windows, training_windows
 from common.wire import Tensors
