@@ -6,6 +6,7 @@ Sensitive: the interactions. Public: name, domain, catalog and the declared numb
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from flwr.app import Context
 
@@ -50,6 +51,12 @@ class SiteRecords:
     declared_subjects: int
     caps: SiteCaps = SiteCaps()
 
+    def __post_init__(self) -> None:
+        if self.declared_subjects < 1:
+            raise ConfigError(
+                f"Expected declared subjects of 1 or more, got {self.declared_subjects}."
+            )
+
 
 SiteSource = Callable[[Context], SiteRecords]
 RandomnessSource = Callable[[str, int], Randomness]
@@ -58,7 +65,7 @@ RandomnessSource = Callable[[str, int], Randomness]
 
 def declared(subjects: int) -> int:
     """A number of subjects rounded down to two digits, for a contract."""
-    step = 10 ** max(len(str(subjects)) - 2, 0)
+    step = int(10 ** max(len(str(subjects)) - 2, 0))
     return max(subjects // step * step, 1)
 
 
@@ -140,7 +147,7 @@ def _synthetic(partition: int, partitions: int) -> SiteRecords:
     from common.synthetic import make_site  # noqa: PLC0415
 
     half = max(partitions // 2, 1)
-    domain = "care" if partition < half else "bank"
+    domain: Literal["care", "bank"] = "care" if partition < half else "bank"
     number = partition if partition < half else partition - half
     catalog, interactions = make_site(domain, site=number, subjects=600, seed=1)
     return SiteRecords(

@@ -123,7 +123,9 @@ class SiteTrainer:
     ) -> None:
         negatives = draw_negatives(len(self.vectors), self.model.plan.candidates, generator)
         optimizer.begin()
-        for subjects in sample.split(self.mechanism.micro_batch) if len(sample) else ():  # (2)
+        size = self.mechanism.micro_batch
+        for start in range(0, len(sample), size):  # (2)
+            subjects = sample[start : start + size]
             rows, owner = self.windows.rows_of(subjects)
             if len(rows):
                 grouping = Grouping(owner=owner, subjects=len(subjects))

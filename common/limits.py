@@ -15,6 +15,8 @@ class Limits:
     """Most interactions of one subject in a file."""
     subjects_floor: int = 20
     """Fewest subjects a site may train on."""
+    declared_subjects: int = 1_000_000_000
+    """Most subjects that a contract may name for a site."""
     items: int = 200_000
     """Most items in a catalog."""
     text_characters: int = 4_000

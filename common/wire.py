@@ -1,7 +1,8 @@
 """What travels between server and site, in Flower's records; the only module here that knows them.
 
 Down: `adapter` (arrays) and `order` (round, seed, plan). Up: `update` (arrays) and `receipt`
-(round). A query is answered by `identity`: site, domain, catalog digest and size, declared subjects, all public.
+(round). A query is answered by `identity`: site, domain, catalog digest and size, declared number
+of subjects, all public.
 """
 
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from numpy.typing import NDArray
 
 from common.errors import SecurityRefused
+from common.limits import LIMITS
 from common.plan import RunPlan, plan_from_json
 
 Tensors = dict[str, NDArray[np.float32]]
@@ -96,14 +98,21 @@ def unpack_identity(content: RecordDict) -> Identity:
     record = content.get("identity")
     if not isinstance(record, ConfigRecord):
         raise SecurityRefused("Expected an identity, got another record.")
-    site, domain = record.get("site"), record.get("domain")
-    items, catalog = record.get("items"), record.get("catalog")
-    declared = record.get("declared_subjects")
-    counted = isinstance(items, int) and isinstance(declared, int) and items > 0 and declared > 0
-    named = isinstance(site, str) and isinstance(domain, str) and isinstance(catalog, str)
+    named = all(_is_name(record.get(key)) for key in ("site", "domain", "catalog"))
+    counted = _is_count(record.get("items"), LIMITS.items) and _is_count(
+        record.get("declared_subjects"), LIMITS.declared_subjects
+    )
     if not named or not counted or len(record) != 5:
         raise SecurityRefused("Expected the five public facts of a site in an identity.")
     return Identity(**dict(record))  # type: ignore[arg-type]
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and value.isprintable() and 0 < len(value) <= LIMITS.id_characters
+
+
+def _is_count(value: object, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= most
 
 
 def to_record(tensors: Tensors) -> ArrayRecord:
@@ -115,10 +124,18 @@ def to_tensors(record: ArrayRecord) -> Tensors:
     """A Flower record as named arrays.
 
     Raises:
-        SecurityRefused: an array that is not float32.
+        SecurityRefused: bytes that are no array, or an array that is not float32.
     """
-    found = {name: array.numpy() for name, array in record.items()}
-    for name, value in found.items():
-        if value.dtype != np.float32:
-            raise SecurityRefused(f"Expected {name} as float32, got {value.dtype}.")
-    return found
+    return {name: _to_array(name, array) for name, array in record.items()}
+
+
+def _to_array(name: str, array: Array) -> NDArray[np.float32]:
+    # The other side wrote name, bytes and header; NumPy raises many kinds of error on junk.
+    shown = name[:80] if name.isprintable() else "a tensor"
+    try:
+        value = array.numpy()
+    except Exception as error:
+        raise SecurityRefused(f"Expected {shown} as an array, got other bytes.") from error
+    if not isinstance(value, np.ndarray) or value.dtype != np.float32:
+        raise SecurityRefused(f"Expected {shown} as float32, got another type.")
+    return value
