@@ -1,0 +1,188 @@
+import ast
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType, RecordDict
+from flwr.clientapp import ClientApp
+
+import client.app
+from client.app import Code, build, code_of
+from client.session import close_sessions
+from client.site import SiteRecords
+from common.errors import (
+    ConfedError,
+    ConfigError,
+    DataError,
+    ModelError,
+    OrderError,
+    PrivacyRefused,
+    SecurityRefused,
+)
+from common.plan import RunPlan
+from common.randomness import Randomness, SecureRandomness
+from common.wire import Order, pack_order, to_record, unpack_identity, unpack_update
+from simulations.grid import InProcessGrid
+from tests.models import model_of, run_plan, site_of
+
+MARKER = "subject-4711-has-diagnosis-E11"
+RUN = 9_000_001
+SITE = site_of()
+
+
+@pytest.fixture(autouse=True)
+def _forget() -> Iterator[None]:
+    yield
+    close_sessions(RUN)
+
+
+def send(app: ClientApp, kind: str, content: RecordDict) -> Message:
+    grid = InProcessGrid(app, nodes=1, run_id=RUN, workers=1)
+    try:
+        (node,) = grid.get_node_ids()
+        (reply,) = grid.send_and_receive(
+            [Message(content=content, message_type=kind, dst_node_id=node)]
+        )
+        return reply
+    finally:
+        grid.close()
+
+
+def order_of(plan: RunPlan, number: int = 1) -> RecordDict:
+    tensors = {k: v.numpy() for k, v in model_of(plan.recommender, seed=None).adapter().items()}
+    return pack_order(Order(round=number, plan=plan), to_record(tensors))
+
+
+def everything_in(reply: Message) -> dict[str, object]:
+    """Each leaf of a reply by its path: what the wire carries besides Flower's own envelope."""
+    found: dict[str, object] = {}
+    for name, record in reply.content.items():
+        for key, value in record.items():
+            found[f"{name}/{key}"] = value
+    return found
+
+
+def test_an_answer_holds_the_update_and_its_round_and_nothing_else() -> None:
+    plan = run_plan()
+    reply = send(build(lambda _: SITE), MessageType.TRAIN, order_of(plan))
+    assert not reply.has_error()
+    leaves = everything_in(reply)
+    tensors = {f"update/{name}" for name in model_of(plan.recommender).adapter()}
+    assert set(leaves) == tensors | {"receipt/round"}
+    assert leaves["receipt/round"] == 1
+    assert {type(r) for r in reply.content.values()} == {ArrayRecord, ConfigRecord}
+    number, update = unpack_update(reply.content)
+    assert number == 1
+    assert all(value.any() for value in update.values())
+
+
+def test_an_identity_holds_public_facts_and_nothing_else() -> None:
+    reply = send(build(lambda _: SITE), MessageType.QUERY, RecordDict())
+    assert set(everything_in(reply)) == {
+        f"identity/{key}" for key in ("site", "domain", "items", "catalog", "declared_subjects")
+    }
+    who = unpack_identity(reply.content)
+    assert (who.site, who.domain, who.items) == ("north", "care", 24)
+    assert who.catalog == SITE.catalog.digest
+
+
+def raising(error: Exception) -> Callable[[Context], SiteRecords]:
+    def open_site(context: Context) -> SiteRecords:
+        raise error
+
+    return open_site
+
+
+@pytest.mark.parametrize("kind", [MessageType.TRAIN, MessageType.QUERY])
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ConfigError(MARKER), Code.CONFIGURATION),
+        (DataError(MARKER), Code.DATA),
+        (ModelError(MARKER), Code.MODEL),
+        (PrivacyRefused(MARKER), Code.REFUSED),
+        (SecurityRefused(MARKER), Code.REFUSED),
+        (OrderError(MARKER), Code.INTERNAL),
+        (ConfedError(MARKER), Code.INTERNAL),
+        (ValueError(MARKER), Code.INTERNAL),
+        (KeyError(MARKER), Code.INTERNAL),
+        (MemoryError(MARKER), Code.INTERNAL),
+        (RecursionError(MARKER), Code.INTERNAL),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else str(value),
+)
+def test_an_error_leaves_as_a_code_and_its_name_without_the_exceptions_text(
+    kind: str, error: Exception, code: Code, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.CRITICAL):
+        reply = send(build(raising(error)), kind, order_of(run_plan()))
+    assert reply.has_error()
+    assert (reply.error.code, reply.error.reason) == (code, code.name)
+    assert not reply.has_content()
+    assert MARKER not in repr(reply)
+    assert MARKER not in repr(vars(reply))
+    assert code_of(error) is code
+
+
+def test_noise_that_fails_in_the_middle_of_training_leaves_as_a_code_too() -> None:
+    class Failing(SecureRandomness):
+        def normal(self, n: int) -> object:  # type: ignore[override]
+            raise OSError(MARKER)
+
+    def source(site: str, number: int) -> Randomness:
+        return Failing()  # type: ignore[return-value]
+
+    reply = send(build(lambda _: SITE, source), MessageType.TRAIN, order_of(run_plan()))
+    assert (reply.error.code, reply.error.reason) == (Code.INTERNAL, "INTERNAL")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        RecordDict(),
+        RecordDict({"order": ConfigRecord({"round": 1, "plan": run_plan().to_json()})}),
+        RecordDict({"adapter": ArrayRecord(), "order": ConfigRecord({"round": 1, "plan": "{"})}),
+        RecordDict({"adapter": ArrayRecord(), "order": ConfigRecord({"round": 1, "plan": "["})}),
+        RecordDict(
+            {"adapter": ArrayRecord(), "order": ConfigRecord({"round": 1, "plan": "[" * 10**5})}
+        ),
+        RecordDict(
+            {
+                "adapter": ArrayRecord(),
+                "order": ConfigRecord({"round": 1, "plan": "{}", "seed": 4}),
+            }
+        ),
+    ],
+)
+def test_an_order_of_another_form_is_answered_by_a_code(content: RecordDict) -> None:
+    reply = send(build(lambda _: SITE), MessageType.TRAIN, content)
+    assert reply.has_error()
+    assert reply.error.reason in {"REFUSED", "CONFIGURATION", "INTERNAL"}
+
+
+def test_the_second_order_for_a_round_is_refused_over_the_wire() -> None:
+    app, order = build(lambda _: SITE), order_of(run_plan())
+    assert not send(app, MessageType.TRAIN, order).has_error()
+    again = send(app, MessageType.TRAIN, order)
+    assert (again.error.code, again.error.reason) == (Code.REFUSED, "REFUSED")
+
+
+def test_answers_of_two_runs_with_secure_noise_never_repeat() -> None:
+    app, order = build(lambda _: SITE), order_of(run_plan())
+    _, one = unpack_update(send(app, MessageType.TRAIN, order).content)
+    close_sessions(RUN)
+    _, two = unpack_update(send(app, MessageType.TRAIN, order).content)
+    for name in one:
+        assert not (one[name] == two[name]).all()
+
+
+def test_the_deployed_app_has_secure_noise_and_no_switch_for_another() -> None:
+    source = Path(str(client.app.__file__)).read_text()
+    assigned = [
+        node.value
+        for node in ast.parse(source).body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "app"
+    ]
+    assert [ast.unparse(value) for value in assigned] == ["build()"]
+    assert "seeded" not in source.lower()
