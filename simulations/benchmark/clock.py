@@ -30,7 +30,9 @@ class Timing:
 
     def plain(self) -> dict[str, Any]:
         """Median, fastest, spread (half the middle half over the median) and n."""
-        low, _, high = statistics.quantiles(self.seconds, n=4) if len(self.seconds) > 1 else (0,) * 3
+        low, _, high = (
+            statistics.quantiles(self.seconds, n=4) if len(self.seconds) > 1 else (0,) * 3
+        )
         return {
             "median_ms": round(self.median * 1e3, 3),
             "best_ms": round(self.best * 1e3, 3),

@@ -65,7 +65,7 @@ def step_rows(backbone: Backbone, *, turns: int, all_threads: int) -> list[Row]:
         for variant in ("ffa", "plain"):
             with threads(count):
                 timings = alternate(variants(backbone, variant), turns=turns)
-            rows.append(_row(f"{VARIANT_NAMES[variant]}, {_threads(count)}", timings))
+            rows.append(_row(f"{VARIANT_NAMES[variant]}, {thread_words(count)}", timings))
     return rows
 
 
@@ -166,7 +166,8 @@ def _trainable(module: nn.Module) -> list[nn.Parameter]:
     return [p for p in module.parameters() if p.requires_grad]
 
 
-def _threads(count: int) -> str:
+def thread_words(count: int) -> str:
+    """`1 thread`, `2 threads`."""
     return "1 thread" if count == 1 else f"{count} threads"
 
 
@@ -176,8 +177,8 @@ def _row(what: str, timings: dict[str, Timing]) -> Row:
     return Row(
         name=f"DP step over the non-private step, MiniLM, 64 x 64 tokens, {what}",
         measured=over["confed"],
-        unit="×",
-        comparison=f"Opacus hooks {over['hooks']:.2f} ×, functorch {over['functorch']:.2f} ×",
+        unit="x",
+        comparison=f"Opacus hooks {over['hooks']:.2f} x, functorch {over['functorch']:.2f} x",
         least=LEAST,
         aim=AIM,
         detail={name: t.plain() for name, t in timings.items()} | {"ratios": over},
