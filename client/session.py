@@ -128,11 +128,12 @@ def _trainer(
         items=len(records.catalog),
         domain=records.domain,
     )
+    space = store.item_space(backbone, records.catalog, tokens=recommender.item_tokens)
     return SiteTrainer(
         model=model,
         windows=windows,
-        texts=TextVectors(activations),
-        vectors=store.item_vectors(backbone, records.catalog, tokens=recommender.item_tokens),
+        texts=TextVectors(activations, space.centre),
+        vectors=space.vectors,
         mechanism=Mechanism(
             noise_multiplier=noise_multiplier,
             max_grad_norm=privacy.max_grad_norm,

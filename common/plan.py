@@ -43,7 +43,7 @@ class RecommenderPlan(Frozen):
     objective: Literal["ranking", "click", "rating"] = "ranking"
     windows: int = Field(default=3, ge=1, le=64)
     """Latest training targets taken from one subject."""
-    text_items: int = Field(default=5, ge=1, le=64)
+    text_items: int = Field(default=3, ge=1, le=64)
     """Latest items of the history that are told as text."""
     text_tokens: int = Field(default=32, ge=4, le=512)
     """Longest text of a history, tokens."""
@@ -57,6 +57,8 @@ class RecommenderPlan(Frozen):
     """Gain of the history path."""
     candidates: int = Field(default=2000, ge=16)
     """Larger catalogs are sampled (from the public catalog) down to this many negatives."""
+    parts: str = "text,gate,mixer,map,bias"
+    """Comma-separated parts of the adapter that are trained; the others stay zero and silent."""
     share_map: bool = False
     """False: the history map goes to sites of one domain alone. LoRA and mixer are always shared."""
     share_bias: bool = False

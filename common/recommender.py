@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from common.backbone import Backbone
-from common.errors import ModelError
+from common.errors import ConfigError, ModelError
 from common.plan import RecommenderPlan
 from common.windows import VIEWS
 
@@ -114,12 +114,16 @@ class Recommender(nn.Module):
         super().__init__()
         self.plan = plan
         self.domain = domain
-        self.text = TextTop(backbone, plan) if backbone is not None and plan.top_layers else None
+        lora = backbone is not None and trains_text(plan)
+        self.text = TextTop(backbone, plan) if backbone is not None and lora else None
         self.gate = TextGate()
         self.mixer = ViewMixer(width)
         self.map = nn.Linear(VIEWS * width, width, bias=False)
         nn.init.zeros_(self.map.weight)
         self.bias = ItemBias(items)
+        trained = trained_parts(plan)
+        for kind in set(KINDS) - {"text"} - trained:
+            self.get_submodule(kind).requires_grad_(False)
 
     def user(self, text: Tensor, views: Tensor) -> Tensor:
         """U (R, d) from text vectors (R, d) and views of the history (R, 3d)."""
@@ -192,6 +196,23 @@ def kind_of(name: str) -> str:
 def is_text(name: str) -> bool:
     """Whether a tensor of that name belongs to LoRA."""
     return kind_of(name) == "text"
+
+
+def trained_parts(plan: RecommenderPlan) -> frozenset[str]:
+    """Parts of the adapter that the plan trains.
+
+    Raises:
+        ConfigError: a part that there is not, or none.
+    """
+    parts = frozenset(part.strip() for part in plan.parts.split(",") if part.strip())
+    if not parts or not parts <= set(KINDS):
+        raise ConfigError(f"Expected parts among {', '.join(KINDS)}, got {plan.parts!r}.")
+    return parts
+
+
+def trains_text(plan: RecommenderPlan) -> bool:
+    """Whether LoRA is part of the adapter."""
+    return "text" in trained_parts(plan) and plan.top_layers > 0
 
 
 def shared_kinds(plan: RecommenderPlan) -> frozenset[str]:

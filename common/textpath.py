@@ -44,6 +44,19 @@ class TextActivations:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ItemSpace:
+    """Where a catalog's items stand.
+
+    Attributes:
+        vectors: float32 (n, d), e_i: text of the item, centred on the catalog mean, unit length.
+        centre: float32 (d), the catalog mean; a text of this domain is centred on it too.
+    """
+
+    vectors: Tensor
+    centre: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
 class ActivationStore:
     """Activations by content hash of backbone, settings and distinct texts.
 
@@ -108,12 +121,13 @@ class ActivationStore:
             tensors["hidden"] = torch.cat(spans) if spans else made.hidden[:0]
         self._write(_key(backbone, distinct, tokens, top_layers), tensors)
 
-    def item_vectors(self, backbone: Backbone, catalog: Catalog, *, tokens: int) -> Tensor:
-        """e_i of every item, float32 (n, d): catalog text, centred on the catalog mean, unit length."""
-        texts = list(catalog.texts)
-        found = self.texts(backbone, texts, tokens=tokens, top_layers=0)
+    def item_space(self, backbone: Backbone, catalog: Catalog, *, tokens: int) -> "ItemSpace":
+        """Vectors of a catalog's texts, and their public mean."""
+        found = self.texts(backbone, list(catalog.texts), tokens=tokens, top_layers=0)
         pooled = found.pooled[found.row.clamp(min=0)]
-        return torch.nn.functional.normalize(pooled - pooled.mean(0), dim=-1)
+        centre = pooled.mean(0)
+        vectors = torch.nn.functional.normalize(pooled - centre, dim=-1)
+        return ItemSpace(vectors=vectors, centre=centre)
 
     def _path(self, key: str) -> Path | None:
         return None if self.folder is None else self.folder / f"{key}.safetensors"
@@ -207,9 +221,12 @@ class TextVectors:
 
     Args:
         activations: of every row.
+        centre: float32 (d), public mean of the catalog, subtracted from every text vector: without
+            it what all texts of a domain have in common hides what sets a subject apart.
     """
 
-    def __init__(self, activations: TextActivations) -> None:
+    def __init__(self, activations: TextActivations, centre: Tensor) -> None:
+        self._centre = centre
         self._activations = activations
         # Several sites of a simulation may share one table; only the rows used here get a place.
         row = activations.row
@@ -236,7 +253,7 @@ class TextVectors:
             table = self._fill(place[place >= 0].unique(), top)
         if not len(table):
             return torch.zeros(len(rows), table.shape[1])
-        return table[place.clamp(min=0)] * (place >= 0).unsqueeze(1)
+        return self._centred(table[place.clamp(min=0)]) * (place >= 0).unsqueeze(1)
 
     def present(self, rows: Tensor) -> Tensor:
         """Positions in `rows` that have a text."""
@@ -248,7 +265,10 @@ class TextVectors:
         if not len(present):
             return vectors
         hidden, mask = self._padded(self._activations.row[rows[present]])
-        return vectors.index_copy(0, present, top(hidden, mask))
+        return vectors.index_copy(0, present, self._centred(top(hidden, mask)))
+
+    def _centred(self, vectors: Tensor) -> Tensor:
+        return torch.nn.functional.normalize(vectors - self._centre, dim=-1)
 
     def _fill(self, wanted: Tensor, top: TextTop) -> Tensor:
         if self._cached is None or self._done is None:

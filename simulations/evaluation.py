@@ -169,14 +169,15 @@ def make_examiner(
         top_layers=plan.top_layers,
         progress=progress,
     )
+    space = store.item_space(backbone, catalog, tokens=plan.item_tokens)
     return Examiner(
         asked=asked,
         catalog=catalog,
         plan=plan,
         backbone=backbone,
-        vectors=store.item_vectors(backbone, catalog, tokens=plan.item_tokens),
+        vectors=space.vectors,
         windows=windows,
-        texts=TextVectors(texts),
+        texts=TextVectors(texts, space.centre),
     )
 
 

@@ -228,7 +228,7 @@ def trainer_of(
         model=model_of(plan, family, items=items),
         windows=windows,
         texts=texts_of(windows, plan, family, items=items),
-        vectors=ActivationStore().item_vectors(backbone, catalog, tokens=plan.item_tokens),
+        vectors=ActivationStore().item_space(backbone, catalog, tokens=plan.item_tokens).vectors,
         mechanism=mechanism if mechanism is not None else mechanism_of(),
         learning_rate=learning_rate,
     )
@@ -237,12 +237,10 @@ def trainer_of(
 def texts_of(
     windows: Windows, plan: RecommenderPlan, family: str = "bert", *, items: int = 24
 ) -> TextVectors:
-    texts = history_texts(windows.history, catalog_of(items), items=plan.text_items)
-    return TextVectors(
-        ActivationStore().texts(
-            backbone_of(family), texts, tokens=plan.text_tokens, top_layers=plan.top_layers
-        )
-    )
+    store, backbone, catalog = ActivationStore(), backbone_of(family), catalog_of(items)
+    texts = history_texts(windows.history, catalog, items=plan.text_items)
+    made = store.texts(backbone, texts, tokens=plan.text_tokens, top_layers=plan.top_layers)
+    return TextVectors(made, store.item_space(backbone, catalog, tokens=plan.item_tokens).centre)
 
 
 def released_sum(trainer: SiteTrainer, *, train_text: bool = True, seed: int = 3) -> Tensor:

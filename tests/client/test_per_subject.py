@@ -161,7 +161,8 @@ def test_gradients_are_those_of_stock_opacus_hooks_where_a_subject_has_one_windo
 def hooked(model: Recommender, trainer: SiteTrainer, rows: Tensor) -> dict[str, Tensor]:
     for part in (model.bias, model.gate, model.mixer):
         part.requires_grad_(False)  # Opacus knows no grad sampler for it
-    wrapped = GradSampleModule(_Whole(model).train(), loss_reduction="sum")
+    whole = _Whole(model, trainer.texts).train()
+    wrapped = GradSampleModule(whole, loss_reduction="sum")
     hidden, mask = trainer.texts._padded(trainer.texts._activations.row[rows])
     views = history_views(trainer.windows.history[rows], trainer.vectors)
     scores = wrapped(hidden, mask, views, trainer.vectors)
@@ -174,12 +175,12 @@ def hooked(model: Recommender, trainer: SiteTrainer, rows: Tensor) -> dict[str, 
 class _Whole(nn.Module):
     """The recommender as one call, which Opacus's hooks can wrap."""
 
-    def __init__(self, model: Recommender) -> None:
+    def __init__(self, model: Recommender, texts: TextVectors) -> None:
         super().__init__()
-        self.inner = model
+        self.inner, self.texts = model, texts
 
     def forward(self, hidden: Tensor, mask: Tensor, views: Tensor, vectors: Tensor) -> Tensor:
-        text = self.inner.text(hidden, mask)
+        text = self.texts._centred(self.inner.text(hidden, mask))
         return self.inner(text, views, vectors, torch.arange(len(vectors)))
 
 

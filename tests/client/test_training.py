@@ -13,6 +13,7 @@ from common.errors import ModelError, OrderError
 from common.interactions import Interactions, concatenate
 from common.plan import RecommenderPlan
 from common.randomness import Randomness, SecureRandomness
+from common.textpath import TextVectors
 from simulations.seeded import SeededRandomness
 from tests.models import (
     FAMILIES,
@@ -93,10 +94,32 @@ def spoil_texts(trainer: SiteTrainer, rows: Tensor, bad: float) -> None:
     for place in places.tolist():
         made.hidden[made.offsets[place] : made.offsets[place + 1]] = bad
         made.pooled[place] = bad
-    trainer.texts = type(trainer.texts)(made)
+    trainer.texts = TextVectors(made, trainer.texts._centre)
 
 
-def test_a_subject_that_is_not_finite_contributes_zero_and_touches_nobody() -> None:
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("train_text", [True, False])
+@pytest.mark.parametrize("place", [1, 4, len(BASE)])
+def test_a_subject_that_is_not_finite_contributes_zero_and_touches_nobody(
+    bad: float, family: str, train_text: bool, place: int
+) -> None:
+    plan = recommender_plan(family, objective="ranking")
+    _, together = one_more(5)
+    if place == 1:
+        together = together.select([1, 8, 0, *range(2, 8)])  # its texts are the first to be read
+    others = [i for i in range(len(together)) if i != place]
+    trainer = trainer_of(together, plan, family, items=60)
+    rows, _ = trainer.windows.rows_of(torch.tensor([place]))
+    spoil_texts(trainer, rows, bad)
+    found = released_sum(trainer, train_text=train_text)
+    wanted = released_sum(
+        trainer_of(together.select(others), plan, family, items=60), train_text=train_text
+    )
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_a_subject_with_a_rating_that_is_no_number_contributes_zero_and_touches_nobody() -> None:
     plan = recommender_plan(objective="rating")
     base, together = one_more(5)
     trainer = trainer_of(together, plan, items=60)
