@@ -253,7 +253,8 @@ class TextVectors:
             table = self._fill(place[place >= 0].unique(), top)
         if not len(table):
             return torch.zeros(len(rows), table.shape[1])
-        return self._centred(table[place.clamp(min=0)]) * (place >= 0).unsqueeze(1)
+        found = self._centred(table[place.clamp(min=0)])
+        return torch.where((place >= 0).unsqueeze(1), found, 0.0)
 
     def present(self, rows: Tensor) -> Tensor:
         """Positions in `rows` that have a text."""
@@ -290,7 +291,8 @@ class TextVectors:
         steps = torch.arange(int(lengths.max()))
         mask = steps < lengths.unsqueeze(1)
         index = (offsets[place].unsqueeze(1) + steps).clamp(max=len(hidden) - 1)
-        return hidden[index] * mask.unsqueeze(-1), mask.long()
+        # Chosen, not multiplied: 0 times another text's NaN would be NaN.
+        return torch.where(mask.unsqueeze(-1), hidden[index], 0.0), mask.long()
 
 
 def _lora_state(top: TextTop) -> bytes:
