@@ -123,11 +123,12 @@ class SubjectDPOptimizer(DPOptimizer):  # type: ignore[misc]
         """Put (round(sum / grid) + round(noise / grid)) * grid into `p.grad`."""
         scale = self.noise_multiplier * self.sensitivity / self.grid
         for p in self.params:
-            steps = torch.round(p.summed_grad / self.grid)
+            # In place: a fresh array of a large adapter costs more than the arithmetic.
+            steps = p.summed_grad.div_(self.grid).round_()
             if scale > 0:
                 noise = torch.from_numpy(self._randomness.normal(p.numel())).mul_(scale).round_()
                 steps += noise.view(p.shape).to(p.device)
-            p.grad = (steps * self.grid).to(p.dtype)
+            p.grad = steps.mul_(self.grid).to(p.dtype)
 
     def scale_grad(self) -> None:
         """Divide by the public expected batch size, never by the real one."""

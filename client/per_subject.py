@@ -120,21 +120,18 @@ class Outer:
 
     def squared_norms(self) -> Tensor:
         """As GradSample."""
-        owner, subjects = self.grouping.owner, self.grouping.subjects
-        counts = torch.bincount(owner, minlength=subjects)
-        first = counts.cumsum(0) - counts
-        slot = torch.arange(len(owner), device=owner.device) - first[owner]
-        width = int(counts.max()) if len(owner) else 0
-        reach = self.out.double().norm(dim=1) * self.into.double().norm(dim=1)
-        norms = torch.zeros(subjects, dtype=torch.float64, device=self.out.device)
-        norms = norms.index_add(0, owner, reach).square() * ROUNDING
-        for lag in range(width):
-            # Pairs (r, r + lag) of the same subject; lag > 0 counts twice by symmetry.
-            rows = torch.nonzero(slot + lag < counts[owner]).squeeze(1)
-            a, b = self.out[rows].double(), self.out[rows + lag].double()
-            x, y = self.into[rows].double(), self.into[rows + lag].double()
-            pair = (a * b).sum(1) * (x * y).sum(1)
-            norms.index_add_(0, owner[rows], pair if lag == 0 else 2 * pair)
+        owner = self.grouping.owner
+        out, into = self.out.double(), self.into.double()
+        own_pairs = out.square().sum(1), into.square().sum(1)
+        reach = torch.zeros(self.grouping.subjects, dtype=torch.float64, device=owner.device)
+        norms = reach.index_add(0, owner, own_pairs[0] * own_pairs[1])
+        reach.index_add_(0, owner, (own_pairs[0] * own_pairs[1]).sqrt())
+        for lag in range(1, int(torch.bincount(owner).max()) if len(owner) else 0):
+            # Pairs (r, r + lag) of one subject, whose rows stand together; each counts twice.
+            pair = (out[lag:] * out[:-lag]).sum(1) * (into[lag:] * into[:-lag]).sum(1)
+            same = owner[lag:] == owner[:-lag]
+            norms.index_add_(0, owner[lag:], torch.where(same, 2 * pair, 0.0))
+        norms += reach.square() * ROUNDING
         return norms
 
     def weighted_sum(self, weights: Tensor) -> Tensor:
