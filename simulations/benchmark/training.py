@@ -20,38 +20,34 @@ from common.windows import history_views
 from simulations.benchmark.clock import Timing, Work, alternate, ratio, threads
 from simulations.benchmark.rows import Row
 from simulations.benchmark.site import Ward, grouping_of, open_trainer, open_ward, ordinary
-from simulations.benchmark.step import AIM, CLIP, LEAST, NOISE, RATE, quietly, thread_words
+from simulations.benchmark.step import AIM, CLIP, LEAST, NOISE, RATE, quietly
 
 BATCH = 64
+SCENARIO_BATCH = 200
+"""Subjects in a step of the default scenario: a quarter of 800."""
 TIMES_LEAST, TIMES_AIM = 3.0, 6.0
 
 
-def default_step_rows(backbone: Backbone, *, turns: int, all_threads: int) -> list[Row]:
-    """The default DP step (history path, bias, top layer on the cached prefix) over the same
-    step without clip and noise."""
-    ward = open_ward(backbone, RecommenderPlan(), subjects=2 * BATCH)
-    subjects = ward.told(BATCH)
-    rows = []
-    for count in sorted({1, all_threads}):
-        private = open_trainer(ward, batch=len(subjects))
-        variants = {
-            "plain": _open_step(ordinary(open_trainer(ward, batch=len(subjects))), ward, subjects),
-            "confed": _private_step(private, subjects),
-        }
-        with threads(count):
-            timings = alternate(variants, turns=turns)
-        rows.append(
-            Row(
-                name=f"DP step over the non-private step, default plan, {thread_words(count)}",
-                measured=round(ratio(timings["confed"], timings["plain"]), 4),
-                unit="x",
-                comparison=f"{timings['plain'].median * 1e3:.1f} ms without clip and noise",
-                least=LEAST,
-                aim=AIM,
-                detail={name: t.plain() for name, t in timings.items()},
-            )
-        )
-    return rows
+def default_step_row(backbone: Backbone, *, turns: int, batch: int = SCENARIO_BATCH) -> Row:
+    """The default DP step (history path, bias, top layer on the cached prefix) over the same step
+    without clip and noise; one thread, as a simulation gives a site."""
+    ward = open_ward(backbone, RecommenderPlan(), subjects=2 * batch)
+    subjects = torch.arange(batch)
+    variants = {
+        "plain": _open_step(ordinary(open_trainer(ward, batch=batch)), ward, subjects),
+        "confed": _private_step(open_trainer(ward, batch=batch), subjects),
+    }
+    with threads(1):
+        timings = alternate(variants, turns=turns)
+    return Row(
+        name=f"DP step over the non-private step, default plan, {batch} subjects, 1 thread",
+        measured=round(ratio(timings["confed"], timings["plain"]), 4),
+        unit="x",
+        comparison=f"{timings['plain'].median * 1e3:.0f} ms without clip and noise",
+        least=LEAST,
+        aim=AIM,
+        detail={name: t.plain() for name, t in timings.items()},
+    )
 
 
 def _private_step(trainer: SiteTrainer, subjects: Tensor) -> Work:
