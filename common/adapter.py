@@ -9,15 +9,17 @@ import os
 import secrets
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_bytes
 
 from common.backbone import Backbone
 from common.errors import ModelError, SecurityRefused
 from common.limits import LIMITS
-from common.plan import RunPlan, plan_from_json
+from common.plan import Frozen, RunPlan, plan_from_json
 from common.wire import Tensors
 
 FORMAT = "confed-adapter-1"
@@ -39,6 +41,17 @@ class Manifest:
     backbone_sha256: str
     catalogs: dict[str, str]
     plan: RunPlan
+    sha256: str
+
+
+class _Stored(Frozen):
+    """A manifest as it stands in the file, checked before anything in it is believed."""
+
+    format: Literal["confed-adapter-1"]
+    backbone: str
+    backbone_sha256: str
+    catalogs: dict[str, str]
+    plan: str
     sha256: str
 
 
@@ -111,9 +124,10 @@ def load_adapter(path: Path, *, backbone_sha256: str | None = None) -> tuple[Ten
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, TypeError) as error:  # NumPy has no bfloat16
         raise ModelError(
-            f"Expected safetensors in {path.name}, got a truncated or other file; fetch it again."
+            f"Expected safetensors of float32 in {path.name}, got a truncated or other file; "
+            "fetch it again."
         ) from error
     manifest = _manifest(path, metadata)
     _check(path, tensors, manifest, backbone_sha256)
@@ -122,15 +136,19 @@ def load_adapter(path: Path, *, backbone_sha256: str | None = None) -> tuple[Ten
 
 def _manifest(path: Path, metadata: dict[str, str]) -> Manifest:
     try:
-        plain = json.loads(metadata["confed"])
-        if plain.pop("format") != FORMAT:
-            raise KeyError("format")
-        return Manifest(**{**plain, "plan": plan_from_json(plain["plan"])})
-    except (KeyError, TypeError, ValueError) as error:
+        stored = _Stored.model_validate_json(metadata["confed"])
+    except (KeyError, ValidationError) as error:
         raise ModelError(
             f"Expected a Confed manifest in {path.name}, found none; "
             "save it with confed, not with another tool."
         ) from error
+    return Manifest(
+        backbone=stored.backbone,
+        backbone_sha256=stored.backbone_sha256,
+        catalogs=stored.catalogs,
+        plan=plan_from_json(stored.plan),
+        sha256=stored.sha256,
+    )
 
 
 def _check(path: Path, tensors: Tensors, manifest: Manifest, backbone_sha256: str | None) -> None:

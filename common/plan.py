@@ -60,7 +60,7 @@ class RecommenderPlan(Frozen):
     parts: str = "text,gate,mixer,map,bias"
     """Comma-separated parts of the adapter that are trained; the others stay zero and silent."""
     share_map: bool = False
-    """False: the history map goes to sites of one domain alone. LoRA and mixer are always shared."""
+    """False: the history map stays among one domain's sites. LoRA and mixer are always shared."""
     share_bias: bool = False
     """False: the item bias goes to sites of one domain alone."""
 
@@ -156,7 +156,7 @@ def plan_from_json(text: str) -> RunPlan:
     """
     try:
         values = json.loads(text)
-    except json.JSONDecodeError:
+    except (json.JSONDecodeError, RecursionError):
         raise ConfigError("Expected a run plan as JSON, got other text.") from None
     plan = parse(RunPlan, values, where="plan")
     if not isinstance(plan, RunPlan):
