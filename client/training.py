@@ -155,7 +155,7 @@ class SiteTrainer:
         losses = row_losses(scores, self.windows.value[rows], chosen, self.model.plan)
         # A subject's windows share one example: each weighs 1 / (number of its windows).
         share = 1.0 / torch.bincount(grouping.owner, minlength=grouping.subjects).clamp(min=1)
-        (losses * share[grouping.owner]).sum().backward()  # type: ignore[no-untyped-call]
+        (losses * share[grouping.owner]).sum().backward()
 
     def _text(self, rows: Tensor, grouping: Grouping, *, train_text: bool) -> Tensor:
         top = self.model.text

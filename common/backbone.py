@@ -289,7 +289,7 @@ def _from_pretrained(folder: Path, name: str, *, dtype: torch.dtype) -> tuple[nn
     from transformers import AutoConfig, AutoModel, AutoTokenizer  # noqa: PLC0415
     from transformers.utils import logging  # noqa: PLC0415
 
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         _without_dropout(config)

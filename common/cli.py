@@ -1,4 +1,4 @@
-"""The command `confed`: one group whose sub-commands come from the entry points `confed.commands`."""
+"""The command `confed`: a group whose sub-commands come from the entry points `confed.commands`."""
 
 import sys
 from importlib.metadata import entry_points, version

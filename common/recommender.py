@@ -1,6 +1,6 @@
 """The recommender: score(subject, item) = <u, e_i> + b_i, with u from text and from history.
 
-u = text_scale * gate * text(history in words) + history_scale * (mixer + map)(views of the history).
+u = text_scale * gate * text(history in words) + history_scale * (mixer + map)(history's views).
 Everything trainable starts at zero, so training starts at the zero-shot ranking.
 """
 
@@ -127,8 +127,9 @@ class Recommender(nn.Module):
 
     def user(self, text: Tensor, views: Tensor) -> Tensor:
         """U (R, d) from text vectors (R, d) and views of the history (R, 3d)."""
-        history = self.mixer(views) + self.map(views)
-        return self.plan.text_scale * self.gate(text) + self.plan.history_scale * history
+        history: Tensor = self.mixer(views) + self.map(views)
+        told: Tensor = self.gate(text)
+        return self.plan.text_scale * told + self.plan.history_scale * history
 
     def forward(self, text: Tensor, views: Tensor, vectors: Tensor, candidates: Tensor) -> Tensor:
         """Scores (R, c) of `candidates` (c), whose item vectors are `vectors` (c, d)."""

@@ -113,8 +113,8 @@ def history_views(history: Tensor, vectors: Tensor) -> Tensor:
     mean = _weighted(flat, equal, vectors)
     last = vectors[flat[:, 0]] * present[:, :1]
     views = torch.stack([mean, last, _weighted(flat, recent, vectors)], dim=1)
-    views = torch.nn.functional.normalize(views, dim=-1) / VIEWS**0.5
-    return views.reshape(rows, -1)
+    unit: Tensor = torch.nn.functional.normalize(views, dim=-1) / VIEWS**0.5
+    return unit.reshape(rows, -1)
 
 
 def _weighted(index: Tensor, weight: Tensor, vectors: Tensor) -> Tensor:

@@ -30,10 +30,12 @@ def weighted_mean(
     mass: dict[str, float] = {}
     for update, weight in zip(updates, weights, strict=True):
         for name, value in update.items():
+            # Sums grow in place: a fresh float64 array for each site costs more than the sum.
+            weighed = value if weight == 1 else np.multiply(value, weight, dtype=np.float64)
             if name in totals:
-                totals[name] += weight * value.astype(np.float64)
+                np.add(totals[name], weighed, out=totals[name])
                 mass[name] += weight
             else:
-                totals[name] = weight * value.astype(np.float64)
+                totals[name] = weighed.astype(np.float64)
                 mass[name] = weight
     return {name: total / mass[name] for name, total in totals.items()}

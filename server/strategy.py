@@ -193,10 +193,7 @@ class _Release(FedAvg):
             gain = 0.0 if frozen else gains[kind_of(name)] * self.step_scale
             new[name] = self._sent[name] + np.float32(gain) * (value - self._sent[name])
         self._average(server_round, new)
-        record = to_record(new)
-        if isinstance(self, FedAvgM):
-            self.current_arrays = record
-        return record, metrics
+        return to_record(new), metrics
 
     @property
     def step_scale(self) -> float:
@@ -227,6 +224,15 @@ class ConsortiumFedAdam(_Release, FedAdam, _Collect):
 
 class ConsortiumFedAvgM(_Release, FedAvgM, _Collect):
     """Flower's FedAvgM."""
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """As FedAvgM, which remembers its own last adapter: tell it the one that was released."""
+        record, metrics = super().aggregate_train(server_round, replies)
+        if record is not None:
+            self.current_arrays = record
+        return record, metrics
 
 
 class ConsortiumFedAvg(_Release, _Collect):

@@ -15,10 +15,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from common.errors import ConfigError
 from common.textpath import Progress as Advance
 from common.textpath import default_cache
+from simulations.baselines import parse_baselines
 from simulations.preload import PreloadedStore
 from simulations.report import write_run
 from simulations.scenario import DomainPlan, Scenario, changed, load_scenario, open_consortium
-from simulations.simulate import Meter, Request, Simulation, parse_baselines
+from simulations.simulate import Meter, Request, Simulation
 from simulations.table import print_results
 from simulations.tracking import tracking
 

@@ -1,4 +1,4 @@
-"""Where a simulation's sites lie: in memory, or in folders of the layout that a deployed site has."""
+"""Where a simulation's sites lie: in memory, or in folders laid out as a deployed site's."""
 
 import json
 from dataclasses import asdict, dataclass

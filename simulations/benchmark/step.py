@@ -113,7 +113,7 @@ def confed_step(top: nn.Module, backbone: Backbone, batch: Batch) -> Work:
 
     def work() -> None:
         optimizer.begin()
-        _loss_sum(top, backbone, batch).backward()  # type: ignore[no-untyped-call]
+        _loss_sum(top, backbone, batch).backward()
         optimizer.accumulate()
         optimizer.finish()
 

@@ -1,7 +1,6 @@
 """Rows: the default training step, and what the cached prefix is worth."""
 
 import copy
-from collections.abc import Callable
 
 import torch
 from opacus.grad_sample import GradSampleModule
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from client.optimizer import SubjectDPOptimizer
-from client.per_subject import Grouping, convert
+from client.per_subject import convert
 from client.training import SiteTrainer
 from common.backbone import Backbone
 from common.plan import RecommenderPlan
@@ -29,8 +28,11 @@ TIMES_LEAST, TIMES_AIM = 3.0, 6.0
 
 
 def default_step_row(backbone: Backbone, *, turns: int, batch: int = SCENARIO_BATCH) -> Row:
-    """The default DP step (history path, bias, top layer on the cached prefix) over the same step
-    without clip and noise; one thread, as a simulation gives a site."""
+    """A DP step of the default plan over the same step without clip and noise.
+
+    History path, bias and the top layer on the cached prefix; one thread, as a simulation gives a
+    site.
+    """
     ward = open_ward(backbone, RecommenderPlan(), subjects=2 * batch)
     subjects = torch.arange(batch)
     variants = {
@@ -121,7 +123,7 @@ def _cached_lora(ward: Ward, subjects: Tensor) -> Work:
     def work() -> None:
         optimizer.begin()
         text = ward.cached.trained(rows, ward.cached.present(rows), top)
-        F.cross_entropy(text @ ward.vectors.T, target, reduction="sum").backward()  # type: ignore[no-untyped-call]
+        F.cross_entropy(text @ ward.vectors.T, target, reduction="sum").backward()
         optimizer.accumulate()
         optimizer.finish()
 
@@ -157,7 +159,7 @@ def _peft(ward: Ward) -> nn.Module:
         layers_to_transform=list(range(layers - plan.top_layers, layers)),
         lora_dropout=0.0,
     )
-    model = get_peft_model(copy.deepcopy(ward.backbone.model), config)
+    model: nn.Module = get_peft_model(copy.deepcopy(ward.backbone.model), config)
     for name, parameter in model.named_parameters():
         if "lora_A" in name:
             parameter.requires_grad_(plan.variant == "plain")
@@ -182,7 +184,7 @@ def _opacus(ward: Ward, subjects: Tensor, *, head: bool) -> Work:
         views = history_views(ward.windows.history[rows], ward.vectors)
         return F.cross_entropy(model(ids, mask, views, ward.vectors), target, reduction="sum")
 
-    backward = quietly(lambda: loss().backward())  # type: ignore[no-untyped-call]
+    backward = quietly(lambda: loss().backward())
 
     def work() -> None:
         optimizer.zero_grad()

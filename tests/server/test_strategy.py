@@ -1,0 +1,351 @@
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Error,
+    Message,
+    MessageType,
+    MetricRecord,
+    RecordDict,
+)
+from flwr.clientapp import ClientApp
+
+from common.plan import RunPlan
+from common.recommender import is_text
+from common.wire import Identity, Tensors, pack_update, to_record, to_tensors, unpack_order
+from server.strategy import LEARNING_RATES, ConsortiumStrategy, Member, make_strategy, noise_power
+from simulations.grid import FIRST_NODE, InProcessGrid
+from tests.models import run_plan
+
+SITES = {"a": "care", "b": "care", "c": "bank"}
+SHAPES = {
+    "text.layer.lora_B.weight": (3, 2),
+    "mixer": (3, 4),
+    "map.care": (4, 6),
+    "map.bank": (4, 6),
+    "gate.care": (1,),
+    "gate.bank": (1,),
+    "bias.care": (5,),
+    "bias.bank": (3,),
+}
+STRATEGIES = sorted(LEARNING_RATES)
+Reply = Callable[[int, Tensors], RecordDict]
+
+
+def plan_of(strategy: str = "fedavg", **federation: Any) -> RunPlan:
+    plain = {"rounds": 3, "text_rounds": 2, "strategy": strategy, "averaging": 0.0}
+    plain |= {f"{kind}_gain": 1.0 for kind in ("text", "gate", "mixer", "bias")}
+    return run_plan(
+        privacy={"private": False, "noise_multiplier": None},
+        federation={**plain, **federation},
+    )
+
+
+def members_of(weights: dict[str, float] | None = None) -> dict[int, Member]:
+    return {
+        FIRST_NODE + i: Member(
+            node=FIRST_NODE + i,
+            identity=Identity(
+                site=site, domain=domain, items=5, catalog="ab", declared_subjects=100
+            ),
+            weight=(weights or {}).get(site, 1.0),
+        )
+        for i, (site, domain) in enumerate(SITES.items())
+    }
+
+
+def initial_of(seed: int = 0) -> Tensors:
+    draw = np.random.default_rng(seed)
+    return {k: draw.standard_normal(s).astype(np.float32) for k, s in SHAPES.items()}
+
+
+def strategy_of(plan: RunPlan, weights: dict[str, float] | None = None) -> ConsortiumStrategy:
+    return make_strategy(plan, members_of(weights), initial_of())
+
+
+@pytest.fixture
+def grid() -> Iterator[InProcessGrid]:
+    made = InProcessGrid(ClientApp(), nodes=len(SITES), run_id=5, workers=1)
+    yield made
+    made.close()
+
+
+def orders(
+    strategy: ConsortiumStrategy, grid: InProcessGrid, arrays: Tensors, number: int = 1
+) -> list[Message]:
+    return list(strategy.configure_train(number, to_record(arrays), ConfigRecord(), grid))
+
+
+def answered(order: Message, value: float, **changed: Any) -> Message:
+    """A good answer: `value` everywhere, whatever a test changes in it."""
+    asked, tensors = unpack_order(order.content)
+    text = asked.round <= asked.plan.federation.text_rounds
+    update: dict[str, Any] = {
+        k: np.full_like(v, value) for k, v in tensors.items() if text or not is_text(k)
+    }
+    update = {k: v for k, v in {**update, **changed}.items() if v is not None}
+    return Message(pack_update(update, number=asked.round), reply_to=order)
+
+
+def moved(
+    strategy: ConsortiumStrategy, replies: list[Message], number: int = 1
+) -> dict[str, np.ndarray] | None:
+    sent = {k: v.copy() for k, v in strategy._sent.items()}
+    record, metrics = strategy.aggregate_train(number, replies)
+    assert metrics is None
+    if record is None:
+        return None
+    return {k: v - sent[k] for k, v in to_tensors(record).items()}
+
+
+def test_each_site_is_sent_what_it_holds_and_no_other_domains_tensors(grid: InProcessGrid) -> None:
+    for order in orders(strategy_of(plan_of()), grid, initial_of()):
+        domain = list(SITES.values())[order.metadata.dst_node_id - FIRST_NODE]
+        asked, tensors = unpack_order(order.content)
+        assert set(tensors) == {
+            name
+            for name in SHAPES
+            if name.endswith(f".{domain}") or "." not in name or is_text(name)
+        }
+        assert asked.round == 1
+        assert order.metadata.ttl == plan_of().federation.round_timeout
+
+
+def test_updates_are_weighed_by_contract_and_not_by_what_a_site_says(grid: InProcessGrid) -> None:
+    strategy = strategy_of(plan_of(learning_rate=1.0), {"a": 1.0, "b": 3.0, "c": 4.0})
+    a, b, c = orders(strategy, grid, initial_of())
+    found = moved(strategy, [answered(a, 1.0), answered(b, 2.0), answered(c, 4.0)])
+    assert found is not None
+    np.testing.assert_allclose(found["mixer"], (1 + 3 * 2 + 4 * 4) / 8, rtol=1e-5)
+    np.testing.assert_allclose(found["map.care"], (1 + 3 * 2) / 4, rtol=1e-5)
+    np.testing.assert_allclose(found["map.bank"], 4.0, rtol=1e-5)
+
+
+def test_a_domains_bias_comes_from_its_own_sites_alone(grid: InProcessGrid) -> None:
+    plan = plan_of(learning_rate=1.0, bias_gain=1.0)
+    strategy = strategy_of(plan)
+    a, b, c = orders(strategy, grid, initial_of())
+    found = moved(strategy, [answered(a, 1.0), answered(b, 3.0), answered(c, 100.0)])
+    assert found is not None
+    np.testing.assert_allclose(found["bias.care"], 2.0, rtol=1e-5)
+    np.testing.assert_allclose(found["bias.bank"], 100.0, rtol=1e-5)
+    only_bank = strategy_of(plan)
+    *_, c = orders(only_bank, grid, initial_of())
+    found = moved(only_bank, [answered(c, 1.0)])
+    assert found is not None
+    assert not found["bias.care"].any()
+    assert found["bias.bank"].all()
+
+
+def spoilt(order: Message, kind: str) -> Message:
+    """An answer that must not count."""
+    asked, tensors = unpack_order(order.content)
+    name = next(k for k in tensors if k.startswith("map"))
+    shape = tensors[name].shape
+    good = {k: np.full_like(v, 1e3) for k, v in tensors.items()}
+    changed: dict[str, Any] = {
+        "nan": {name: np.full(shape, np.nan, np.float32)},
+        "inf": {name: np.full(shape, np.inf, np.float32)},
+        "shape": {name: np.full(shape[::-1], 1e3, np.float32)},
+        "broadcast": {name: np.full((1, 1), 1e3, np.float32)},
+        "scalar": {name: np.array(1e3, np.float32)},
+        "extra": {"more": np.ones(1, np.float32)},
+        "foreign-bias": {"bias.other": np.ones(5, np.float32)},
+        "missing": {name: None},
+        "dtype": {name: np.full(shape, 1e3, np.float64)},
+    }.get(kind)
+    if changed is not None:
+        return answered(order, 1e3, **changed)
+    record, receipt = to_record(good), ConfigRecord({"round": asked.round})
+    content = {
+        "empty": RecordDict(),
+        "late": pack_update(good, number=asked.round + 1),
+        "stale": pack_update(good, number=0),
+        "text-round": RecordDict({"update": record, "receipt": ConfigRecord({"round": "1"})}),
+        "extra-field": RecordDict(
+            {"update": record, "receipt": ConfigRecord({"round": 1, "num-examples": 9})}
+        ),
+        "extra-record": RecordDict(
+            {"update": record, "receipt": receipt, "metrics": MetricRecord({"loss": 0.1})}
+        ),
+        "junk": RecordDict(
+            {
+                "update": ArrayRecord(
+                    {
+                        k: Array(dtype="float32", shape=v.shape, stype="numpy.ndarray", data=b"x")
+                        for k, v in good.items()
+                    }
+                ),
+                "receipt": receipt,
+            }
+        ),
+        "zip": RecordDict(
+            {
+                "update": ArrayRecord(
+                    {
+                        k: Array(
+                            dtype="float32", shape=v.shape, stype="numpy.ndarray", data=b"PK\3\4"
+                        )
+                        for k, v in good.items()
+                    }
+                ),
+                "receipt": receipt,
+            }
+        ),
+    }
+    if kind == "error":
+        return Message(Error(code=1004, reason="REFUSED"), reply_to=order)
+    if kind == "foreign":
+        stranger = Message(order.content, dst_node_id=4242, message_type=MessageType.TRAIN)
+        return Message(pack_update(good, number=asked.round), reply_to=stranger)
+    return Message(content[kind], reply_to=order)
+
+
+BAD = [
+    "nan", "inf", "shape", "broadcast", "scalar", "extra", "foreign-bias", "missing", "dtype",
+    "empty", "late", "stale", "text-round", "extra-field", "extra-record", "junk", "zip", "error",
+    "foreign",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BAD)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_an_answer_that_is_not_as_asked_neither_counts_nor_ends_the_run(
+    kind: str, strategy: str, grid: InProcessGrid
+) -> None:
+    plan, without = plan_of(strategy), strategy_of(plan_of(strategy))
+    a, b, c = orders(without, grid, initial_of())
+    wanted = moved(without, [answered(b, 1.0), answered(c, -2.0)])
+    together = strategy_of(plan)
+    a, b, c = orders(together, grid, initial_of())
+    found = moved(together, [spoilt(a, kind), answered(b, 1.0), answered(c, -2.0)])
+    assert wanted is not None
+    assert found is not None
+    assert any(v.any() for v in found.values())
+    for name, value in wanted.items():
+        assert np.array_equal(found[name], value), name
+
+
+def test_an_answer_that_comes_twice_counts_once(grid: InProcessGrid) -> None:
+    strategy = strategy_of(plan_of(learning_rate=1.0))
+    a, b, c = orders(strategy, grid, initial_of())
+    twice = [answered(a, 3.0), answered(b, 0.0), answered(c, 0.0), answered(a, 3.0)]
+    found = moved(strategy, twice)
+    assert found is not None
+    np.testing.assert_allclose(found["mixer"], 1.0, rtol=1e-5)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_round_without_any_good_answer_moves_nothing(strategy: str, grid: InProcessGrid) -> None:
+    made = strategy_of(plan_of(strategy))
+    before = {k: v.copy() for k, v in made.released.items()}
+    a, b, c = orders(made, grid, initial_of())
+    assert moved(made, []) is None
+    assert moved(made, [spoilt(a, "nan"), spoilt(b, "error"), spoilt(c, "extra")]) is None
+    assert all(np.array_equal(made.released[k], v) for k, v in before.items())
+    again = orders(made, grid, initial_of(), number=2)
+    assert moved(made, [answered(o, 1.0) for o in again], 2) is not None
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_server_optimiser_moves_the_whole_adapter_the_updates_way(
+    strategy: str, grid: InProcessGrid
+) -> None:
+    made, arrays = strategy_of(plan_of(strategy)), initial_of()
+    for number in (1, 2):
+        replies = [answered(o, 0.5) for o in orders(made, grid, arrays, number)]
+        found = moved(made, replies, number)
+        assert found is not None
+        for name, value in found.items():
+            assert (value > 0).all(), name
+            assert np.isfinite(value).all()
+            assert value.dtype == np.float32
+        arrays = {k: arrays[k] + v for k, v in found.items()}
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_after_the_text_rounds_lora_stands_still_on_the_server_too(
+    strategy: str, grid: InProcessGrid
+) -> None:
+    made, arrays = strategy_of(plan_of(strategy, text_rounds=1)), initial_of()
+    for number in (1, 2, 3):
+        replies = [answered(o, 0.5) for o in orders(made, grid, arrays, number)]
+        found = moved(made, replies, number)
+        assert found is not None
+        for name, value in found.items():
+            assert bool(value.any()) == (number == 1 or not is_text(name)), (number, name)
+        arrays = {k: arrays[k] + v for k, v in found.items()}
+
+
+def test_lora_sent_after_the_text_rounds_does_not_count(grid: InProcessGrid) -> None:
+    made = strategy_of(plan_of(text_rounds=1))
+    order, *_ = orders(made, grid, initial_of(), 2)
+    extra = {"text.layer.lora_B.weight": np.ones((3, 2), np.float32)}
+    assert moved(made, [answered(order, 1.0, **extra)], 2) is None
+
+
+def test_kinds_of_tensors_move_by_their_own_learning_rates(grid: InProcessGrid) -> None:
+    gains = {"text_gain": 2.0, "gate_gain": 3.0, "mixer_gain": 4.0, "bias_gain": 5.0}
+    strategy = strategy_of(plan_of(learning_rate=0.5, **gains))
+    found = moved(strategy, [answered(o, 1.0) for o in orders(strategy, grid, initial_of())])
+    assert found is not None
+    for name, value in found.items():
+        gain = {**gains, "map_gain": 1.0}[f"{name.split('.')[0]}_gain"]
+        np.testing.assert_allclose(value, 0.5 * gain, rtol=1e-4)
+
+
+def test_what_is_released_is_the_average_of_the_iterates(grid: InProcessGrid) -> None:
+    strategy, arrays = strategy_of(plan_of(averaging=0.9, learning_rate=1.0)), initial_of()
+    replies = [answered(o, 1.0) for o in orders(strategy, grid, arrays)]
+    record, _ = strategy.aggregate_train(1, replies)
+    assert record is not None
+    newest = to_tensors(record)
+    for name, value in strategy.released.items():
+        keep = 0.0 if is_text(name) else 0.1  # a short memory at the start
+        wanted = keep * arrays[name] + (1 - keep) * newest[name]
+        np.testing.assert_allclose(value, wanted, rtol=1e-5)
+
+
+def test_a_site_that_is_not_there_is_not_asked(grid: InProcessGrid) -> None:
+    strategy = strategy_of(plan_of())
+    del grid._contexts[FIRST_NODE + 1]
+    asked = {o.metadata.dst_node_id for o in orders(strategy, grid, initial_of())}
+    assert asked == {FIRST_NODE, FIRST_NODE + 2}
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_the_order_of_answers_changes_no_bit(strategy: str, grid: InProcessGrid) -> None:
+    results = []
+    for places in itertools.permutations(range(3)):
+        made = strategy_of(plan_of(strategy))
+        asked = orders(made, grid, initial_of())
+        replies = [answered(o, 0.1 * 3**i) for i, o in enumerate(asked)]
+        results.append(moved(made, [replies[i] for i in places]))
+    for other in results[1:]:
+        assert all(np.array_equal(other[k], v) for k, v in results[0].items())
+
+
+def test_the_announced_power_of_the_noise_is_that_of_the_mean_update() -> None:
+    plan = run_plan(
+        privacy={"noise_multiplier": 2.0, "max_grad_norm": 0.5, "sample_rate": 0.25},
+        federation={
+            "strategy": "fedadam-mini",
+            "local_steps": 3,
+            "client_learning_rate": 0.7,
+            "shrink": True,
+        },
+    )
+    members = members_of({"a": 1.0, "b": 3.0, "c": 1.0})
+    power = noise_power(plan, members.values(), initial_of())
+    draw = np.random.default_rng(0)
+    noise = draw.standard_normal((3, 3, 200_000)) * 2.0 * 0.5 * 0.7 / (0.25 * 100)
+    site = noise.sum(1)
+    assert power["mixer"] == pytest.approx(np.var((site[0] + 3 * site[1] + site[2]) / 5), rel=0.02)
+    assert power["map.care"] == pytest.approx(np.var((site[0] + 3 * site[1]) / 4), rel=0.02)
+    assert power["bias.bank"] == pytest.approx(np.var(site[2]), rel=0.02)
