@@ -19,6 +19,8 @@ from common.errors import ModelError, SecurityRefused
 
 PACKAGED = "minilm"
 PACKAGED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+SHORT_TEXT = 128
+"""Tokens up to which attention scores may be written out."""
 # Where the stack of layers lies in each family, and how its hidden states are pooled.
 _FAMILIES = (
     ("encoder.layer", "mean"),
@@ -115,11 +117,15 @@ class Backbone:
             pooled = hidden[torch.arange(len(hidden), device=hidden.device), last]
         return nn.functional.normalize(pooled, dim=-1)
 
-    def top(self, layers: int) -> nn.Module:
+    def top(self, layers: int, *, tokens: int | None = None) -> nn.Module:
         """The last `layers` layers as a module of their own, sharing the frozen weights.
 
         The module takes `inputs_embeds` (n, T, d) and `attention_mask` and runs the same forward
         code as the whole model, so positions, masks and norms stay those of the architecture.
+
+        Args:
+            layers: how many.
+            tokens: the longest text it will see, when known; it chooses the attention's kernel.
 
         Raises:
             ModelError: `layers` is not between 1 and the number of layers.
@@ -139,6 +145,10 @@ class Backbone:
         if kinds is not None:
             top.config.layer_types = kinds[-layers:]  # type: ignore[union-attr]
         _pass_embeddings_through(top)
+        slow = self.device.type == "cpu" and next(top.parameters()).dtype == torch.bfloat16
+        if slow and tokens is not None and tokens <= SHORT_TEXT:
+            # The fused kernel's backward in bfloat16 takes half of a training step on a CPU.
+            top.set_attn_implementation("eager")  # type: ignore[operator]
         return top
 
 

@@ -81,7 +81,7 @@ class TextTop(nn.Module):
     def __init__(self, backbone: Backbone, plan: RecommenderPlan) -> None:
         super().__init__()
         # PEFT stays unwrapped, so that parameter names are those of the backbone.
-        self.layers = backbone.top(plan.top_layers)
+        self.layers = backbone.top(plan.top_layers, tokens=plan.text_tokens)
         self._pool = backbone.pool
         _inject_lora(self.layers, plan)
 
