@@ -57,9 +57,14 @@ def simulate(scenario: str | None, **options: Any) -> None:
     type=click.Path(path_type=Path, dir_okay=False),
     help="Also write the JSON to this file.",
 )
-@click.option("--quick", is_flag=True, help="Fewer repetitions.")
-def benchmark(out: Path | None, quick: bool) -> None:
-    """Time what Confed claims, each row beside its comparison, in one run."""
-    from simulations.benchmark import run_benchmark  # noqa: PLC0415
+@click.option("--json", "as_lines", is_flag=True, help="Print the JSON alone, one line.")
+@click.option("--quick", is_flag=True, help="Fewer repetitions, under a minute.")
+@click.option("--ray", is_flag=True, help="Also time Flower's Ray engine.")
+def benchmark(out: Path | None, **options: bool) -> None:
+    """Time what Confed claims, each row beside its comparison, in one run.
 
-    run_benchmark(out=out, quick=quick)
+    Prints a table and, to a pipe, the same as one line of JSON after it.
+    """
+    from simulations.benchmark.run import run_benchmark  # noqa: PLC0415
+
+    run_benchmark(out=out, **options)

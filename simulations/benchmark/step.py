@@ -3,6 +3,7 @@
 No prefix cache: every layer of MiniLM runs and carries LoRA on query and value, in float32.
 """
 
+import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -58,14 +59,14 @@ def random_batch(backbone: Backbone, *, subjects: int = SUBJECTS, tokens: int = 
     )
 
 
-def step_rows(backbone: Backbone, *, turns: int, all_threads: int) -> list[Row]:
-    """One row a LoRA variant and number of threads."""
+def step_rows(backbone: Backbone, *, turns: int, quick: bool = False) -> list[Row]:
+    """One row a LoRA variant and number of threads; `quick` keeps the first row alone."""
     rows = []
-    for count in sorted({1, all_threads}):
-        for variant in ("ffa", "plain"):
-            with threads(count):
-                timings = alternate(variants(backbone, variant), turns=turns)
-            rows.append(_row(f"{VARIANT_NAMES[variant]}, {thread_words(count)}", timings))
+    cases = [(1, "ffa"), (1, "plain"), (os.cpu_count() or 1, "ffa"), (os.cpu_count() or 1, "plain")]
+    for count, variant in cases[:1] if quick else dict.fromkeys(cases):
+        with threads(count):
+            timings = alternate(variants(backbone, variant), turns=turns, warm=1)
+        rows.append(_row(f"{VARIANT_NAMES[variant]}, {_threads(count)}", timings))
     return rows
 
 
@@ -166,8 +167,7 @@ def _trainable(module: nn.Module) -> list[nn.Parameter]:
     return [p for p in module.parameters() if p.requires_grad]
 
 
-def thread_words(count: int) -> str:
-    """`1 thread`, `2 threads`."""
+def _threads(count: int) -> str:
     return "1 thread" if count == 1 else f"{count} threads"
 
 
