@@ -122,16 +122,15 @@ class Outer:
         """As GradSample."""
         owner = self.grouping.owner
         out, into = self.out.double(), self.into.double()
-        own_pairs = out.square().sum(1), into.square().sum(1)
-        reach = torch.zeros(self.grouping.subjects, dtype=torch.float64, device=owner.device)
-        norms = reach.index_add(0, owner, own_pairs[0] * own_pairs[1])
-        reach.index_add_(0, owner, (own_pairs[0] * own_pairs[1]).sqrt())
+        length = torch.linalg.vector_norm(out, dim=1) * torch.linalg.vector_norm(into, dim=1)
+        none = torch.zeros(self.grouping.subjects, dtype=torch.float64, device=owner.device)
+        norms = none.index_add(0, owner, length.square())
         for lag in range(1, int(torch.bincount(owner).max()) if len(owner) else 0):
             # Pairs (r, r + lag) of one subject, whose rows stand together; each counts twice.
             pair = (out[lag:] * out[:-lag]).sum(1) * (into[lag:] * into[:-lag]).sum(1)
             same = owner[lag:] == owner[:-lag]
             norms.index_add_(0, owner[lag:], torch.where(same, 2 * pair, 0.0))
-        norms += reach.square() * ROUNDING
+        norms += none.index_add(0, owner, length).square() * ROUNDING
         return norms
 
     def weighted_sum(self, weights: Tensor) -> Tensor:
@@ -179,7 +178,8 @@ def _linear_sample(grouping: Grouping, grad: Tensor, x: Tensor) -> GradSample:
             "what mixes rows cannot be told apart by subject."
         )
     if x.dim() == 2:
-        return Outer(out=grad.detach(), into=x.detach(), grouping=grouping)
+        # As float64 from here on: norm and sum would each convert them.
+        return Outer(out=grad.detach().double(), into=x.detach().double(), grouping=grouping)
     rows, subjects = len(x), grouping.subjects
     left = grad.reshape(rows, -1, grad.shape[-1]).float()
     right = x.reshape(rows, -1, x.shape[-1]).float()
