@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from common.errors import ModelError, OrderError
-from common.recommender import ItemBias, TextGate, ViewMixer
+from common.recommender import BorrowGates, ItemBias, TextGate, ViewMixer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,7 +239,7 @@ class PerSubjectBias(ItemBias):
 
 
 class _Scale(torch.autograd.Function):
-    """x (R, k, d) times a weight of the same trailing shape, or of one number."""
+    """x times a weight that broadcasts over it: each weight's gradient is a sum over its share."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, layer: nn.Module) -> Tensor:
@@ -254,7 +254,8 @@ class _Scale(torch.autograd.Function):
         grouping: Grouping = ctx.layer.grouping
         weight = ctx.layer.weight
         rows = (grad * x).float()
-        rows = rows if rows.shape[1:] == weight.shape else rows.flatten(1).sum(1, keepdim=True)
+        wide = [1 + i for i, size in enumerate(weight.shape) if size == 1 and rows.shape[1 + i] > 1]
+        rows = rows.sum(wide, keepdim=True) if wide else rows
         values = torch.zeros(grouping.subjects, *weight.shape, device=grad.device)
         values.index_add_(0, grouping.owner, rows)
         keep(weight, Dense(values=values))
@@ -299,11 +300,27 @@ def keep(parameter: Tensor, sample: GradSample) -> None:
     parameter.grad_sample = sample  # type: ignore[attr-defined]
 
 
-PerSubjectLayer = PerSubjectLinear | PerSubjectBias | PerSubjectGate | PerSubjectMixer
+class PerSubjectBorrow(BorrowGates):
+    """BorrowGates whose backward stores per-subject gradients."""
+
+    grouping: Grouping
+
+    def forward(self, views: Tensor) -> Tensor:
+        """The same values as BorrowGates."""
+        if torch.is_grad_enabled() and self.weight.requires_grad:
+            scaled: Tensor = _Scale.apply(self.told(views), self.weight, self)
+            return scaled.sum(1)
+        return super().forward(views)
+
+
+PerSubjectLayer = (
+    PerSubjectLinear | PerSubjectBias | PerSubjectGate | PerSubjectMixer | PerSubjectBorrow
+)
 _PER_SUBJECT: dict[type, type[PerSubjectLayer]] = {
     ItemBias: PerSubjectBias,
     TextGate: PerSubjectGate,
     ViewMixer: PerSubjectMixer,
+    BorrowGates: PerSubjectBorrow,
 }
 
 

@@ -87,7 +87,7 @@ class Session:
         return pass_out(arrays, shapes=shapes, bound=bound)
 
     def _admit(self, adapter: Tensors) -> None:
-        shapes = {name: tuple(p.shape) for name, p in self._trainer.model.trainable()}
+        shapes = self._trainer.model.read_shapes()
         if {name: value.shape for name, value in adapter.items()} != shapes:
             raise SecurityRefused("Expected the plan's tensors in the adapter, got others.")
         if not all(np.isfinite(value).all() for value in adapter.values()):

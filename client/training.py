@@ -63,7 +63,8 @@ class SiteTrainer:
     ) -> None:
         self.model = model.train()
         self.text_layers = convert(model.text) if model.text is not None else []
-        head = (model.gate, model.mixer, model.map, model.bias)
+        parts = (model.gate, model.mixer, model.map, model.borrow, model.bias)
+        head = [part for part in parts if part is not None]
         self.head_layers = [layer for part in head for layer in convert(part)]
         prepare_module(model, "no_op", wrap_model=False)
         self.windows, self.texts, self.vectors = windows, texts, vectors

@@ -1,13 +1,17 @@
 """The command `confed`: a group whose sub-commands come from the entry points `confed.commands`."""
 
 import sys
-from importlib.metadata import entry_points, version
+from importlib.metadata import EntryPoint, entry_points, version
+from typing import Any, NoReturn
 
 import click
 
-from common.errors import ConfedError
+from common.errors import ConfedError, ConfigError
 
 GROUP = "confed.commands"
+EXTRAS = {"common": "model", "client": "site", "server": "server", "simulations": "simulation"}
+"""What to install for the sub-commands of a package of ours."""
+INTERRUPTED = 130
 
 
 class EntryPointGroup(click.Group):
@@ -20,9 +24,54 @@ class EntryPointGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The sub-command of that name, or None."""
         for point in entry_points(group=GROUP, name=cmd_name):
-            command = point.load()
+            try:
+                command = point.load()
+            except ModuleNotFoundError as error:
+                return _unloadable(point, error)
             return command if isinstance(command, click.Command) else None
         return super().get_command(ctx, cmd_name)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the sub-command; a package that is not installed is named with its extra.
+
+        Raises:
+            ConfigError: a package that the sub-command needs is not installed.
+        """
+        try:
+            return super().invoke(ctx)
+        except ModuleNotFoundError as error:
+            for point in entry_points(group=GROUP, name=ctx.invoked_subcommand or ""):
+                raise _missing(point, error) from error
+            raise
+
+
+def _missing(point: EntryPoint, error: ModuleNotFoundError) -> Exception:
+    """What to say of a missing package; a module of our own that is missing is a bug and stays."""
+    package = (error.name or "").partition(".")[0]
+    if not package or package in EXTRAS:
+        return error
+    extra = EXTRAS.get(point.module.partition(".")[0])
+    source = f"confed[{extra}]" if extra else point.dist.name if point.dist else point.module
+    return ConfigError(
+        f"Expected the package {package} for `confed {point.name}`, got none; "
+        f"run: pip install '{source}'"
+    )
+
+
+def _unloadable(point: EntryPoint, error: ModuleNotFoundError) -> click.Command:
+    """Stands for a command that does not load, so that the others and `--help` still work."""
+
+    def refuse(_words: tuple[str, ...]) -> NoReturn:
+        raise _missing(point, error) from error
+
+    return click.Command(
+        point.name,
+        callback=refuse,
+        params=[click.Argument(["_words"], nargs=-1, type=click.UNPROCESSED)],
+        short_help="(not installed whole)",
+        help=f"Cannot be loaded: the package {error.name} is not installed.",
+        context_settings={"ignore_unknown_options": True},
+    )
 
 
 @click.group(
@@ -38,9 +87,9 @@ def confed() -> None:
 
 
 @confed.command()
-@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]), metavar="SHELL")
 def completion(shell: str) -> None:
-    """Print the completion script of a SHELL.
+    """Print the completion script of a SHELL: bash, zsh or fish.
 
     For bash: eval "$(confed completion bash)"
     """
@@ -51,23 +100,34 @@ def completion(shell: str) -> None:
         click.echo(found(confed, {}, "confed", "_CONFED_COMPLETE").source())
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> NoReturn:
     """Run the command line; a refusal is one line on standard error and exit 2 or 3."""
     try:
         result = confed.main(args=argv, prog_name="confed", standalone_mode=False)
     except ConfedError as error:
-        click.echo(f"confed: {error}", err=True)
-        sys.exit(error.exit_code)
+        _end(str(error), error.exit_code)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.ctx.get_help() if error.ctx else "")
+        sys.exit(0)
     except click.UsageError as error:
-        click.echo(f"confed: {error.format_message()} See `confed --help`.", err=True)
-        sys.exit(2)
+        path = error.ctx.command_path if error.ctx else "confed"
+        _end(f"{_sentence(error.format_message())} See `{path} --help`.", 2)
     except click.ClickException as error:
-        click.echo(f"confed: {error.format_message()}", err=True)
-        sys.exit(2)
+        _end(error.format_message(), 2)
     except click.Abort:
-        click.echo("confed: interrupted; nothing half-written was kept.", err=True)
-        sys.exit(130)
+        _end("interrupted; nothing half-written was kept.", INTERRUPTED)
     sys.exit(result if isinstance(result, int) else 0)
+
+
+def _end(message: str, status: int) -> NoReturn:
+    """One line on standard error, whatever the message holds, and the exit status."""
+    click.echo(f"confed: {' '.join(message.split())}", err=True)
+    sys.exit(status)
+
+
+def _sentence(text: str) -> str:
+    text = " ".join(text.split())
+    return text if text.endswith((".", "?", "!")) else f"{text}."
 
 
 if __name__ == "__main__":

@@ -5,12 +5,17 @@ Public: all of it. A site compares the privacy part with its own caps before it 
 
 import difflib
 import json
-from typing import Any, Literal, Self
+from collections.abc import Iterable
+from typing import Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from common.errors import ConfigError
 from common.limits import LIMITS
+
+
+_SHOWN = 80
+"""Longest piece of a bad value that a message repeats, characters."""
 
 
 class Frozen(BaseModel):
@@ -57,8 +62,10 @@ class RecommenderPlan(Frozen):
     """Gain of the history path."""
     candidates: int = Field(default=2000, ge=16)
     """Larger catalogs are sampled (from the public catalog) down to this many negatives."""
-    parts: str = "text,gate,mixer,map,bias"
+    parts: str = "text,gate,mixer,map,borrow,bias"
     """Comma-separated parts of the adapter that are trained; the others stay zero and silent."""
+    domains: str = ""
+    """Comma-separated domains of the consortium; the server fills it in when it knows the sites."""
     share_map: bool = False
     """False: the history map stays among one domain's sites. LoRA and mixer are always shared."""
     share_bias: bool = False
@@ -97,10 +104,12 @@ class FederationPlan(Frozen):
     """Learning rate of LoRA over that of the history map."""
     mixer_gain: float = Field(default=2.0, gt=0)
     """Learning rate of the view mixer over that of the history map."""
+    borrow_gain: float = Field(default=3.0, gt=0)
+    """Learning rate of the borrow gates over that of the history map."""
     gate_gain: float = Field(default=5.0, gt=0)
     """Learning rate of the text gate over that of the history map."""
-    shrink: bool = False
-    """Shorten a tensor's step by the share of it that the known noise explains (fedadam-mini)."""
+    shrink: str = "gate,mixer,borrow"
+    """Parts whose steps are shortened by the share that the known noise explains (fedadam-mini)."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
     second_momentum: float = Field(default=0.99, ge=0, lt=1)
     averaging: float = Field(default=0.9, ge=0, lt=1)
@@ -111,10 +120,23 @@ class FederationPlan(Frozen):
     """Subjects held in memory at once; changes no result beyond rounding."""
 
 
+def require_text_layers(recommender: RecommenderPlan, federation: FederationPlan) -> None:
+    """Refuse rounds of text training without a layer to train.
+
+    Raises:
+        ValueError: for a model's validator, which gives it the key's name.
+    """
+    if recommender.top_layers == 0 and federation.text_rounds > 0:
+        raise ValueError(
+            "expected recommender.top_layers of 1 or more with federation.text_rounds above 0, "
+            "got 0"
+        )
+
+
 class RunPlan(Frozen):
     """Everything that sites and server agree on before round 1."""
 
-    seed: int = 1
+    seed: int = Field(default=1, ge=-(2**40), le=2**40)
     """Public seed of initial values and candidate samples; never of noise at a site."""
     recommender: RecommenderPlan = RecommenderPlan()
     privacy: PrivacyPlan = PrivacyPlan(epsilon=4.0)
@@ -122,13 +144,18 @@ class RunPlan(Frozen):
 
     @model_validator(mode="after")
     def _sensible(self) -> Self:
-        if self.recommender.top_layers == 0 and self.federation.text_rounds > 0:
-            raise ValueError("expected top_layers >= 1 with text_rounds > 0, got 0")
+        require_text_layers(self.recommender, self.federation)
         return self
 
     def to_json(self) -> str:
         """Canonical JSON, the same bytes for the same plan."""
         return json.dumps(self.model_dump(), sort_keys=True, separators=(",", ":"))
+
+    def with_domains(self, domains: Iterable[str]) -> "RunPlan":
+        """The plan for a consortium of these domains."""
+        named = ",".join(sorted(set(domains)))
+        recommender = self.recommender.model_copy(update={"domains": named})
+        return self.model_copy(update={"recommender": recommender})
 
     @property
     def steps(self) -> int:
@@ -167,19 +194,61 @@ def plan_from_json(text: str) -> RunPlan:
 def _one_line(error: ValidationError, model: type[Frozen], where: str) -> str:
     first = error.errors()[0]
     path = [str(part) for part in first["loc"]]
-    key = ".".join(path) or "values"
+    key = ".".join(path)
     if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(path[-1], _keys(model, path[:-1]), n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else "remove it."
-        return f"{where}: unknown key {key}; {hint}"
-    got = first.get("input")
-    shown = f", got {got!r}" if isinstance(got, str | int | float | bool) else ""
-    return f"{where}: {key}: {first['msg'].removeprefix('Value error, ')}{shown}."
+        return f"{where}: unknown key {key[:_SHOWN]}; {_hint(model, path)}"
+    if first["type"] == "missing":
+        return f"{where}: {key}: expected a value, got none; add it."
+    named = f"{where}: {key}" if key else where
+    return f"{named}: {_expected(first['msg'])}{_got(first.get('input'))}."
+
+
+_WORDING = {
+    "Value error, ": "",
+    "Input should be": "expected",
+    "String should match pattern": "expected text that matches",
+    "String should have": "expected text of",
+    "List should have": "expected a list of",
+    " after validation": "",
+}
+"""The library's wording, and how every other message of ours says it."""
+
+
+def _expected(message: str) -> str:
+    for theirs, ours in _WORDING.items():
+        message = message.replace(theirs, ours)
+    return message
+
+
+def _got(value: object) -> str:
+    if isinstance(value, str | int | float | bool):
+        shown = repr(value)
+        return f", got {shown if len(shown) <= _SHOWN else shown[:_SHOWN] + '…'}"
+    if isinstance(value, list | dict):
+        return f", got a {'list' if isinstance(value, list) else 'table'}"
+    return ""
+
+
+def _hint(model: type[Frozen], path: list[str]) -> str:
+    """Where the key belongs, or the key that was meant."""
+    sections = [s for s, fields in _sections(model).items() if path[-1] in fields]
+    if sections:
+        return f"it belongs into [{sections[0]}]."
+    near = difflib.get_close_matches(path[-1], _keys(model, path[:-1]), n=1, cutoff=0.6)
+    return f"did you mean {near[0]}?" if near else "remove it."
+
+
+def _sections(model: type[Frozen]) -> dict[str, list[str]]:
+    return {name: _keys(model, [name]) for name in model.model_fields}
 
 
 def _keys(model: type[Frozen], path: list[str]) -> list[str]:
+    """Keys of the section at `path`; a number in it stands for an entry of a list."""
     current: Any = model
     for part in path:
-        field = getattr(current, "model_fields", {}).get(part)
-        current = field.annotation if field is not None else None
+        if part.isdigit():
+            current = next(iter(get_args(current)), None)
+        else:
+            field = getattr(current, "model_fields", {}).get(part)
+            current = field.annotation if field is not None else None
     return list(getattr(current, "model_fields", {}))

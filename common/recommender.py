@@ -1,10 +1,9 @@
 """The recommender: score(subject, item) = <u, e_i> + b_i, with u from text and from history.
 
-u = text_scale * gate * text(history in words) + history_scale * (mixer + map)(history's views).
+u = text_scale * gate * text(history in words) + history_scale * (mixer + map + borrow)(views).
 Everything trainable starts at zero, so training starts at the zero-shot ranking.
 """
 
-import copy
 import math
 from collections.abc import Iterator
 
@@ -16,7 +15,7 @@ from common.errors import ConfigError, ModelError
 from common.plan import RecommenderPlan
 from common.windows import VIEWS
 
-KINDS = ("text", "gate", "mixer", "map", "bias")
+KINDS = ("text", "gate", "mixer", "map", "borrow", "bias")
 """Parts of the adapter; the first word of a tensor's name says which one it belongs to."""
 
 
@@ -70,6 +69,33 @@ class ViewMixer(nn.Module):
         return (views.view(len(views), VIEWS, -1) * self.weight).sum(1)
 
 
+class BorrowGates(nn.Module):
+    """What other domains' history maps are worth here: one number a domain, zero at the start.
+
+    A released map is public, so reading it costs no privacy; a domain that cannot use another's
+    map keeps its gate near zero and loses nothing.
+
+    Attributes:
+        weight: float32 (k, 1).
+        maps: float32 (k, d, 3d), the maps of the k other domains, in the order of their names.
+    """
+
+    maps: Tensor
+
+    def __init__(self, others: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(others, 1))
+        self.register_buffer("maps", torch.zeros(others, width, VIEWS * width), persistent=False)
+
+    def told(self, views: Tensor) -> Tensor:
+        """What each other domain's map makes of the views: (R, 3d) to (R, k, d)."""
+        return torch.einsum("ri,koi->rko", views, self.maps)
+
+    def forward(self, views: Tensor) -> Tensor:
+        """Views (R, 3d) to (R, d)."""
+        return (self.told(views) * self.weight).sum(1)
+
+
 class TextTop(nn.Module):
     """The trainable top of the backbone: the last layers with LoRA, then the pooling.
 
@@ -120,14 +146,19 @@ class Recommender(nn.Module):
         self.mixer = ViewMixer(width)
         self.map = nn.Linear(VIEWS * width, width, bias=False)
         nn.init.zeros_(self.map.weight)
+        self.others = other_domains(plan, domain)
+        self.borrow = BorrowGates(len(self.others), width) if self.others else None
         self.bias = ItemBias(items)
         trained = trained_parts(plan)
-        for kind in set(KINDS) - {"text"} - trained:
-            self.get_submodule(kind).requires_grad_(False)
+        for name, module in self.named_children():
+            if name != "text" and name not in trained:
+                module.requires_grad_(False)
 
     def user(self, text: Tensor, views: Tensor) -> Tensor:
         """U (R, d) from text vectors (R, d) and views of the history (R, 3d)."""
         history: Tensor = self.mixer(views) + self.map(views)
+        if self.borrow is not None:
+            history = history + self.borrow(views)
         told: Tensor = self.gate(text)
         return self.plan.text_scale * told + self.plan.history_scale * history
 
@@ -149,6 +180,11 @@ class Recommender(nn.Module):
             return name.replace("text.layers.", "text.").replace(".default.", ".")
         return kind if kind in shared_kinds(self.plan) else f"{kind}.{self.domain}"
 
+    def read_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of what `load` needs: what is trained here and the maps borrowed."""
+        shapes = {name: tuple(p.shape) for name, p in self.trainable()}
+        return shapes | {f"map.{o}": tuple(self.map.weight.shape) for o in self.others}
+
     def adapter(self) -> dict[str, Tensor]:
         """A detached copy of the trainable tensors, float32 on the CPU."""
         return {name: p.detach().float().cpu().clone() for name, p in self.trainable()}
@@ -161,25 +197,18 @@ class Recommender(nn.Module):
             ModelError: a name is missing or a shape differs; nothing is changed then.
         """
         mine = dict(self.trainable())
-        for name, parameter in mine.items():
+        for name, shape in self.read_shapes().items():
             if name not in tensors:
                 raise ModelError(f"Expected tensor {name} in the adapter, it is missing.")
-            if tuple(tensors[name].shape) != tuple(parameter.shape):
+            if tuple(tensors[name].shape) != shape:
                 raise ModelError(
-                    f"Expected {name} of shape {tuple(parameter.shape)}, "
-                    f"got {tuple(tensors[name].shape)}."
+                    f"Expected {name} of shape {shape}, got {tuple(tensors[name].shape)}."
                 )
         for name, parameter in mine.items():
             parameter.copy_(tensors[name])
-
-    def twin(self) -> "Recommender":
-        """A copy with its own trainable tensors that shares every frozen one."""
-        frozen = [p for p in self.parameters() if not p.requires_grad]
-        memo: dict[int, object] = {id(t): t for t in [*frozen, *self.buffers()]}
-        if self.text is not None:
-            memo[id(self.text._pool)] = self.text._pool
-            memo[id(self.text._pool.__self__)] = self.text._pool.__self__  # type: ignore[attr-defined]
-        return copy.deepcopy(self, memo)
+        if self.borrow is not None:
+            for row, other in enumerate(self.others):
+                self.borrow.maps[row].copy_(tensors[f"map.{other}"])
 
 
 def kind_of(name: str) -> str:
@@ -211,6 +240,14 @@ def trained_parts(plan: RecommenderPlan) -> frozenset[str]:
     return parts
 
 
+def other_domains(plan: RecommenderPlan, domain: str) -> list[str]:
+    """Domains whose map a site of `domain` borrows, sorted; none where maps are shared anyway."""
+    trained = trained_parts(plan)
+    if plan.share_map or not {"map", "borrow"} <= trained:
+        return []
+    return sorted({name for name in plan.domains.split(",") if name} - {domain})
+
+
 def trains_text(plan: RecommenderPlan) -> bool:
     """Whether LoRA is part of the adapter."""
     return "text" in trained_parts(plan) and plan.top_layers > 0
@@ -224,6 +261,12 @@ def shared_kinds(plan: RecommenderPlan) -> frozenset[str]:
     if plan.share_bias:
         chosen.add("bias")
     return frozenset(chosen)
+
+
+def read_by(name: str, domain: str, plan: RecommenderPlan) -> bool:
+    """Whether sites of a domain are sent the tensor of that name: what they train and borrow."""
+    borrowed = [f"map.{other}" for other in other_domains(plan, domain)]
+    return held_by(name, domain, plan) or name in borrowed
 
 
 def held_by(name: str, domain: str, plan: RecommenderPlan) -> bool:

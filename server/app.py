@@ -44,6 +44,7 @@ def build(
     def main(grid: Grid, context: Context) -> None:
         agreed = plan if plan is not None else plan_from_run_config(context.run_config)  # (1)
         members = find_members(grid, agreed, weights or {}, context)  # (2)
+        agreed = agreed.with_domains(m.identity.domain for m in members.values())
         frozen = backbone if backbone is not None else load_backbone(agreed.recommender.backbone)
         initial = initial_adapter(agreed, members.values(), frozen)  # (3)
         strategy = make_strategy(agreed, members, initial)

@@ -16,9 +16,9 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM
 from numpy.typing import NDArray
 
-from common.errors import ConfedError, SecurityRefused
+from common.errors import ConfedError, RefusedError, SecurityRefused
 from common.plan import RunPlan
-from common.recommender import held_by, is_text, kind_of
+from common.recommender import held_by, is_text, kind_of, read_by
 from common.spending import noise_of
 from common.wire import Identity, Order, Tensors, pack_order, to_record, to_tensors, unpack_update
 from server.aggregation import weighted_mean
@@ -54,7 +54,7 @@ class _Collect(FedAvg):
         present = set(grid.get_node_ids())
         bodies = {
             domain: pack_order(
-                order, to_record({name: self._sent[name] for name in self.held_by(domain)})
+                order, to_record({name: self._sent[name] for name in self.read_by(domain)})
             )
             for domain in {m.identity.domain for m in self.members.values()}
         }
@@ -72,6 +72,10 @@ class _Collect(FedAvg):
     def held_by(self, domain: str) -> list[str]:
         """Names of the tensors that sites of a domain train."""
         return [n for n in self.shapes if held_by(n, domain, self.plan.recommender)]
+
+    def read_by(self, domain: str) -> list[str]:
+        """Names of the tensors that sites of a domain are sent."""
+        return [n for n in self.shapes if read_by(n, domain, self.plan.recommender)]
 
     def moved_in(self, server_round: int, domain: str) -> set[str]:
         """Names of the tensors that an answer of this round holds."""
@@ -92,7 +96,10 @@ class _Collect(FedAvg):
             except ConfedError as error:
                 LOG.warning("round %d: site %s: %s", server_round, member.identity.site, error)
         if not admitted:
-            return None, None
+            raise RefusedError(
+                f"Expected an answer to round {server_round} from one site at least, got none; "
+                "see each site's own log for the reason."
+            )
         # In the order of the sites' names: float addition is not associative.
         ordered = [admitted[site] for site in sorted(admitted)]
         mean = weighted_mean([u for u, _ in ordered], [w for _, w in ordered])
@@ -184,6 +191,7 @@ class _Release(FedAvg):
             "text": federation.text_gain,
             "gate": federation.gate_gain,
             "mixer": federation.mixer_gain,
+            "borrow": federation.borrow_gain,
             "map": 1.0,
             "bias": federation.bias_gain,
         }
@@ -286,11 +294,14 @@ def make_strategy(
 def noise_power(plan: RunPlan, members: Iterable[Member], initial: Tensors) -> dict[str, float]:
     """Variance of the noise in one number of each tensor's mean update; public."""
     privacy, federation = plan.privacy, plan.federation
-    if not privacy.private or not federation.shrink:
+    if not privacy.private:
         return {}
     step = noise_of(plan) * privacy.max_grad_norm * federation.client_learning_rate
     found = {}
+    shrunk = {part.strip() for part in federation.shrink.split(",")}
     for name in initial:
+        if kind_of(name) not in shrunk:
+            continue
         holders = [m for m in members if held_by(name, m.identity.domain, plan.recommender)]
         mass = sum(m.weight for m in holders)
         spread = sum(

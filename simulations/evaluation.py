@@ -99,16 +99,17 @@ class Examiner:
 
     def model(self, adapter: Tensors) -> Recommender:
         """The recommender of this domain under an adapter; empty tensors are the zero-shot one."""
+        # An adapter says by its maps which domains trained it together.
+        maps = (name.removeprefix("map.") for name in adapter if name.startswith("map."))
         model = Recommender(
-            self.plan,
+            self.plan.model_copy(update={"domains": ",".join(sorted(maps))}),
             backbone=self.backbone,
             width=self.backbone.width,
             items=len(self.catalog),
             domain=self.catalog.domain,
         ).eval()
         if adapter:
-            mine = {name for name, _ in model.trainable()}
-            model.load({k: torch.from_numpy(np.array(v)) for k, v in adapter.items() if k in mine})
+            model.load({name: torch.from_numpy(np.array(v)) for name, v in adapter.items()})
         return model
 
     @torch.inference_mode()

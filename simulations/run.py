@@ -16,9 +16,18 @@ from common.errors import ConfigError
 from common.textpath import Progress as Advance
 from common.textpath import default_cache
 from simulations.baselines import parse_baselines
+from simulations.checks import check_model, check_out, check_plan, check_sites
 from simulations.preload import PreloadedStore
 from simulations.report import write_run
-from simulations.scenario import DomainPlan, Scenario, changed, load_scenario, open_consortium
+from simulations.results import RunResult
+from simulations.scenario import (
+    Consortium,
+    DomainPlan,
+    Scenario,
+    changed,
+    load_scenario,
+    open_consortium,
+)
 from simulations.simulate import Meter, Request, Simulation
 from simulations.table import print_results
 from simulations.tracking import tracking
@@ -53,9 +62,35 @@ def run_command(scenario: str | None, **options: Any) -> None:
         command=_command(scenario, options),
     )
     out = options["out"] or Path("results") / name
+    consortium = _checked(request, data, out)
+    result = _run(request, consortium, out, options)
+    try:
+        write_run(result, out)
+    except OSError as error:
+        raise ConfigError(
+            f"Expected to write into {out}, got '{error.strerror}'; give another --out."
+        ) from error
+    print_results(result, Console(width=_width()))
+    Console(width=_width()).print(f"Report: {out / 'report.html'}", highlight=False)
+
+
+def _checked(request: Request, data: Path | None, out: Path) -> Consortium:
+    """Everything that can be refused is refused here, before anything is encoded or written."""
+    plan = request.scenario.run_plan()
+    check_plan(plan)
+    check_out(out)
+    consortium = open_consortium(request.scenario, data)
+    check_sites(plan, consortium)
+    check_model(plan.recommender)
+    return consortium
+
+
+def _run(request: Request, consortium: Consortium, out: Path, options: dict[str, Any]) -> RunResult:
     console = Console(stderr=True, width=_width())
-    with _store(options["no_cache"]) as store, tracking(options["log"], out, name=name) as tracker:
-        consortium = open_consortium(request.scenario, data)
+    with (
+        _store(options["no_cache"]) as store,
+        tracking(options["log"], out, name=request.name) as tracker,
+    ):
         with _bars(console) as progress:
             simulation = Simulation(
                 request, consortium, store, _Bars(progress), on_point=tracker.point
@@ -65,9 +100,7 @@ def run_command(scenario: str | None, **options: Any) -> None:
         tracker.result(result)
     for domain, words in consortium.dropped.items():
         console.print(f"{domain}: {words}.", style="dim", highlight=False)
-    write_run(result, out)
-    print_results(result, Console(width=_width()))
-    Console(width=_width()).print(f"Report: {out / 'report.html'}", highlight=False)
+    return result
 
 
 def _with_options(scenario: Scenario, options: dict[str, Any]) -> Scenario:

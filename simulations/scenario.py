@@ -3,16 +3,17 @@
 A scenario is a TOML file, one of those beside this module or the researcher's own.
 """
 
+import difflib
 import hashlib
 import tomllib
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from client.site import SiteRecords, declared
 from common.catalog import Catalog, read_catalog
@@ -24,7 +25,15 @@ from common.interactions import (
     require_subjects,
     require_targets,
 )
-from common.plan import FederationPlan, Frozen, PrivacyPlan, RecommenderPlan, RunPlan, parse
+from common.plan import (
+    FederationPlan,
+    Frozen,
+    PrivacyPlan,
+    RecommenderPlan,
+    RunPlan,
+    parse,
+    require_text_layers,
+)
 from common.splits import LeaveOneOut, leave_one_out
 from common.tables import child_folder
 from simulations.sites import SIMULATED
@@ -35,7 +44,7 @@ class DomainPlan(Frozen):
 
     name: str = Field(min_length=1, max_length=40, pattern=r"^[a-z0-9][a-z0-9_-]*$")
     data: str = ""
-    """Folder below --data; empty takes --data itself, or the synthetic generator without it."""
+    """Folder below --data; empty takes the domain's name, or --data itself for a single domain."""
     sites: int = Field(default=8, ge=1, le=10_000)
     column: str = ""
     """Subject column that splits the sites; empty splits by hash."""
@@ -47,11 +56,22 @@ class Scenario(Frozen):
     """A consortium and its plan."""
 
     title: str = ""
-    seed: int = Field(default=1, ge=0)
+    real: bool = False
+    """Made for records from files; without --data it does not run on the synthetic consortium."""
+    seed: int = Field(default=1, ge=0, le=2**32 - 1)
     domains: list[DomainPlan] = Field(min_length=1, max_length=16)
     recommender: RecommenderPlan = RecommenderPlan()
     privacy: PrivacyPlan = PrivacyPlan(epsilon=4.0)
     federation: FederationPlan = FederationPlan()
+
+    @model_validator(mode="after")
+    def _sensible(self) -> Self:
+        require_text_layers(self.recommender, self.federation)
+        named = [domain.name for domain in self.domains]
+        twice = sorted({name for name in named if named.count(name) > 1})
+        if twice:
+            raise ValueError(f"expected domains of different names, got {twice[0]} twice")
+        return self
 
     def run_plan(self) -> RunPlan:
         """The plan that server and sites agree on."""
@@ -135,12 +155,14 @@ def load_scenario(given: str | None, data: Path | None) -> tuple[str, Scenario]:
     path = Path(given)
     if given.endswith(".toml"):
         if not path.is_file():
-            raise ConfigError(f"Expected a scenario file at {given}, found none.")
+            raise ConfigError(f"Expected a scenario file at {given}, found none; check the path.")
         return path.stem, _parse(path.read_bytes(), path.name)
     known = names()
     if given not in known:
+        near = difflib.get_close_matches(given, known, n=1)
+        hint = f"; did you mean {near[0]}?" if near else "."
         raise ConfigError(
-            f"Expected a scenario ({', '.join(known)}) or a file ending in .toml, got {given}."
+            f"Expected a scenario ({', '.join(known)}) or a file ending in .toml, got {given}{hint}"
         )
     inside = files("simulations") / "scenarios" / f"{given}.toml"
     return given, _parse(inside.read_bytes(), f"{given}.toml")
@@ -149,8 +171,12 @@ def load_scenario(given: str | None, data: Path | None) -> tuple[str, Scenario]:
 def _parse(content: bytes, where: str) -> Scenario:
     try:
         values = tomllib.loads(content.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{where}: expected TOML, got {error}.") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{where}: expected TOML in UTF-8, got other bytes.") from None
+    except RecursionError:
+        raise ConfigError(f"{where}: expected TOML, got values nested without end.") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{where}: expected TOML, got another text: {error}.") from None
     scenario = parse(Scenario, values, where=where)
     if not isinstance(scenario, Scenario):
         raise ConfigError(f"{where}: expected a scenario.")
@@ -175,23 +201,54 @@ def open_consortium(scenario: Scenario, data: Path | None) -> Consortium:
     """Read or generate every site.
 
     Raises:
+        ConfigError: the scenario's records come from files, and no folder is given.
         DataError: a file is missing or wrong.
         PrivacyRefused: a site has too few subjects.
+        SecurityRefused: a domain's folder is not one plain name below `data`.
     """
     consortium = Consortium()
-    for domain in scenario.domains:
-        if data is None:
+    if data is None:
+        _require_synthetic(scenario)
+        for domain in scenario.domains:
             _generate(consortium, domain, scenario.seed)
-        else:
-            _read(consortium, domain, child_folder(data, domain.data) if domain.data else data)
+        return consortium
+    folders = [_folder(scenario, domain, data) for domain in scenario.domains]
+    for domain, folder in zip(scenario.domains, folders, strict=True):
+        _read(consortium, domain, folder)
     return consortium
 
 
-def _generate(consortium: Consortium, domain: DomainPlan, seed: int) -> None:
-    from common.synthetic import DOMAINS, make_site  # noqa: PLC0415
+def _require_synthetic(scenario: Scenario) -> None:
+    from common.synthetic import DOMAINS  # noqa: PLC0415
 
-    if domain.name not in DOMAINS:
-        raise ConfigError(f"Expected --data DIR for domain {domain.name}; it is not synthetic.")
+    for domain in scenario.domains:
+        if scenario.real or domain.data or domain.name not in DOMAINS:
+            raise ConfigError(
+                f"Expected --data DIR with the records of domain {domain.name}, got none; "
+                f"only {' and '.join(DOMAINS)} have synthetic records."
+            )
+        if domain.column:
+            raise ConfigError(
+                f"Expected no subject column with synthetic records, got {domain.column}; "
+                "leave --site-column out or give --data DIR."
+            )
+
+
+def _folder(scenario: Scenario, domain: DomainPlan, data: Path) -> Path:
+    several = len(scenario.domains) > 1
+    name = domain.data or (domain.name if several else "")
+    folder = child_folder(data, name) if name else data
+    if not folder.is_dir():
+        raise DataError(
+            f"Expected a folder {name} with the records of domain {domain.name} in {data}, "
+            "got none; give the folder above the domains' folders as --data."
+        )
+    return folder
+
+
+def _generate(consortium: Consortium, domain: DomainPlan, seed: int) -> None:
+    from common.synthetic import make_site  # noqa: PLC0415
+
     for number in range(domain.sites):
         catalog, interactions = make_site(
             domain.name,  # type: ignore[arg-type]

@@ -203,8 +203,14 @@ def model_of(
     backbone = backbone_of(family)
     model = Recommender(plan, backbone=backbone, width=backbone.width, items=items, domain="care")
     if seed is not None:
-        model.load(noisy(model.adapter(), seed))
+        model.load(filled(model, seed))
     return model
+
+
+def filled(model: Recommender, seed: int) -> dict[str, Tensor]:
+    """What the model reads, off zero: its own tensors and the maps that it borrows."""
+    borrowed = {n: torch.zeros(s) for n, s in model.read_shapes().items()}
+    return noisy({**borrowed, **model.adapter()}, seed)
 
 
 def noisy(adapter: dict[str, Tensor], seed: int) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 WIDTH = 80
-Verdict = Literal["aim", "least", "missed", "known", "shown"]
+Verdict = Literal["aim", "least", "missed", "shown"]
 _STYLE: dict[Verdict, str] = {"aim": "green", "least": "yellow", "missed": "bold red"}
 
 
@@ -67,20 +67,19 @@ def as_json(rows: Sequence[Row], settings: dict[str, Any]) -> str:
 def as_table(rows: Sequence[Row]) -> RenderableType:
     """All rows as a table of at most WIDTH columns."""
     table = Table(box=None, pad_edge=False, padding=(0, 1), width=WIDTH)
-    table.add_column("what", ratio=4)
-    table.add_column("measured", justify="right", min_width=11)
-    table.add_column("comparison, same run", ratio=3)
-    table.add_column("least", justify="right", no_wrap=True)
-    table.add_column("aim", justify="right", no_wrap=True)
+    table.add_column("what, and beside it in the same run", ratio=1)
+    for heading in ("measured", "at least", "aim"):
+        table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
     for row in rows:
         sign = "≥" if row.more_is_better else "≤"
+        bounds = ["" if b is None else f"{sign} {number(b)}" for b in (row.least, row.aim)]
+        verdict = "" if row.verdict == "shown" else row.verdict
         table.add_row(
-            Text(row.name),
-            Text(f"{number(row.measured)} {row.unit}", style="bold"),
-            Text(row.comparison),
-            *(Text("" if b is None else f"{sign} {number(b)}") for b in (row.least, row.aim)),
-            Text("" if row.verdict == "shown" else row.verdict, style=_STYLE.get(row.verdict, "")),
+            Text.assemble(row.name, (f"\n{row.comparison}" if row.comparison else "", "dim")),
+            Text(f"{number(row.measured)} {row.unit}".strip(), style="bold"),
+            *(Text(bound) for bound in bounds),
+            Text(verdict, style=_STYLE.get(row.verdict, "")),
         )
     return table
 
@@ -90,7 +89,8 @@ def number(value: float) -> str:
     if not math.isfinite(value):
         return "—"
     if value and abs(value) < 1e-3:
-        return f"{value:.1e}"
+        digits, _, power = f"{value:.1e}".partition("e")
+        return f"{digits.removesuffix('.0')}e{int(power)}"
     if abs(value) >= 1e6:
         return f"{value / 1e6:.1f} M"
     if abs(value) >= 100:

@@ -142,6 +142,8 @@ def _quiet() -> Iterator[None]:
     for key in ("FLWR_TELEMETRY_ENABLED", "RAY_USAGE_STATS_ENABLED"):
         os.environ.setdefault(key, "0")
     os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+    import flwr.app  # noqa: F401, PLC0415  (its import sets its log's level)
+
     log = logging.getLogger("flwr")
     before = log.level
     log.setLevel(logging.ERROR)

@@ -110,6 +110,16 @@ def test_gradients_are_those_of_a_loop_of_single_subject_backward_passes(
     assert all(v.abs().sum() > 0 for v in wanted.values())
 
 
+def test_gates_of_borrowed_maps_have_gradients_of_each_subject_too() -> None:
+    plan = recommender_plan(domains="bank,care,shop")
+    trainer = trainer_of(records_of(RAGGED), plan)
+    subjects = torch.arange(len(RAGGED))
+    found = stored(trainer, subjects, None)
+    wanted = reference(model_of(plan), trainer.windows, trainer.texts, trainer.vectors, subjects)
+    assert found["borrow.care"].shape == (len(RAGGED), 2, 1)
+    assert_close(found, wanted, 1e-5)
+
+
 def test_a_subject_without_rows_has_a_gradient_of_zero_and_shifts_nobody() -> None:
     trainer = trainer_of(records_of(RAGGED))
     rows, owner = trainer.windows.rows_of(torch.tensor([0, 3]))

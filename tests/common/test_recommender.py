@@ -12,6 +12,8 @@ from common.recommender import (
     held_by,
     is_text,
     kind_of,
+    other_domains,
+    read_by,
     trained_parts,
 )
 from common.windows import VIEWS
@@ -41,7 +43,8 @@ def test_training_starts_at_the_zero_shot_ranking(family: str) -> None:
 def test_the_adapter_holds_every_trainable_tensor_and_no_frozen_one(
     family: str, variant: str
 ) -> None:
-    model = model_of(recommender_plan(family, variant=variant), family)
+    plan = recommender_plan(family, variant=variant, domains="bank,care")
+    model = model_of(plan, family)
     adapter = model.adapter()
     count = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert sum(v.numel() for v in adapter.values()) == count
@@ -99,19 +102,6 @@ def test_a_copy_of_the_adapter_does_not_follow_the_model() -> None:
     assert all(torch.equal(v, copies[k]) for k, v in kept.items())
 
 
-def test_a_twin_shares_the_frozen_weights_and_trains_its_own() -> None:
-    model = model_of(recommender_plan(variant="plain"), seed=1)
-    twin = model.twin()
-    theirs = dict(twin.named_parameters())
-    for name, p in model.named_parameters():
-        assert (theirs[name] is p) == (not p.requires_grad)
-    twin.load(noisy(twin.adapter(), 9))
-    text, views, vectors, all_items = inputs()
-    assert not torch.allclose(
-        twin(text, views, vectors, all_items), model(text, views, vectors, all_items)
-    )
-
-
 def test_the_bias_is_added_to_the_columns_asked_for() -> None:
     bias = ItemBias(4)
     bias.weight.data = torch.tensor([1.0, 2.0, 3.0, 4.0])
@@ -145,6 +135,33 @@ def test_what_a_domain_keeps_to_itself_carries_its_name(
     for name in names:
         assert held_by(name, "care", plan)
         assert held_by(name, "bank", plan) == (".care" not in name)
+
+
+def test_a_domain_reads_the_maps_of_the_others_and_trains_its_own() -> None:
+    plan = recommender_plan(domains="bank,care,shop")
+    assert other_domains(plan, "care") == ["bank", "shop"]
+    model = model_of(plan)
+    shapes = model.read_shapes()
+    assert set(shapes) - set(model.adapter()) == {"map.bank", "map.shop"}
+    assert {n for n in ("map.bank", "bias.bank", "gate.bank") if read_by(n, "care", plan)} == {
+        "map.bank"
+    }
+    for alone in ({"domains": "care"}, {"share_map": True}, {"parts": "map,bias"}):
+        assert not other_domains(plan.model_copy(update=alone), "care")
+
+
+def test_a_borrowed_map_speaks_as_loudly_as_its_gate() -> None:
+    plan = recommender_plan(domains="bank,care", parts="map,borrow")
+    model = model_of(plan, seed=None)
+    text, views, vectors, all_items = inputs()
+    silent = model(text, views, vectors, all_items)
+    there = torch.randn(WIDTH, VIEWS * WIDTH, generator=torch.Generator().manual_seed(1))
+    model.load({**model.adapter(), "map.bank": there})
+    assert torch.equal(model(text, views, vectors, all_items), silent)
+    model.load({**model.adapter(), "map.bank": there, "borrow.care": torch.full((1, 1), 0.5)})
+    wanted = silent + plan.history_scale * 0.5 * views @ there.T @ vectors.T
+    torch.testing.assert_close(model(text, views, vectors, all_items), wanted, rtol=1e-4, atol=1e-4)
+    assert "map.bank" not in model.adapter()
 
 
 def test_a_domain_whose_name_begins_like_another_holds_only_its_own() -> None:

@@ -1,0 +1,95 @@
+"""What is refused before any long work: plan, output folder, sites and model, in this order."""
+
+import os
+from pathlib import Path
+
+from torch import nn
+
+from client.session import backbone_for
+from common.backbone import Backbone
+from common.errors import ConfigError, ModelError
+from common.plan import RecommenderPlan, RunPlan
+from common.recommender import Recommender, trained_parts
+from common.spending import noise_of
+from simulations.scenario import Consortium
+
+
+def check_plan(plan: RunPlan) -> None:
+    """Refuse a plan whose parts do not hold together.
+
+    Raises:
+        ConfigError: a value out of range, or parts that contradict each other.
+        PrivacyRefused: no noise, though the plan is private.
+    """
+    noise_of(plan)
+    trained_parts(plan.recommender)
+
+
+def check_out(out: Path) -> None:
+    """Refuse a folder that cannot be made or written to; nothing is made yet.
+
+    Raises:
+        ConfigError: it is a file, below one, or not this user's to write.
+    """
+    nearest = next(p for p in (out, *out.resolve().parents) if os.path.lexists(p))
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise ConfigError(
+            f"Expected a folder that can be written at --out {out}, got {nearest}, which cannot; "
+            "give another folder."
+        )
+
+
+def check_sites(plan: RunPlan, consortium: Consortium) -> None:
+    """Refuse a delta that is too large for the subjects of a site.
+
+    Raises:
+        PrivacyRefused: delta is 1 / subjects or more.
+    """
+    for name in consortium.names:
+        noise_of(plan, subjects=len(consortium.splits[name].train))
+
+
+def check_model(plan: RecommenderPlan) -> None:
+    """Load the backbone and refuse what the plan wants of it and it has not.
+
+    Raises:
+        ModelError: no such backbone, layer, target module or length of text.
+        SecurityRefused: the backbone is a pickle, or not the pinned one.
+    """
+    backbone = backbone_for(plan)
+    _check_layers(backbone, plan)
+    _check_lengths(backbone, plan)
+    model = Recommender(
+        plan, backbone=backbone, width=backbone.width, items=1, domain=plan.domains.split(",")[0]
+    )
+    if model.text is not None:
+        _check_targets(model.text, plan)
+
+
+def _check_layers(backbone: Backbone, plan: RecommenderPlan) -> None:
+    if plan.top_layers > backbone.layers:
+        raise ModelError(
+            f"Expected top_layers of at most {backbone.layers} for backbone {backbone.name}, "
+            f"got {plan.top_layers}."
+        )
+
+
+def _check_lengths(backbone: Backbone, plan: RecommenderPlan) -> None:
+    most = getattr(backbone.model.config, "max_position_embeddings", None)
+    for name in ("text_tokens", "item_tokens"):
+        if isinstance(most, int) and getattr(plan, name) > most:
+            raise ModelError(
+                f"Expected {name} of at most {most} for backbone {backbone.name}, "
+                f"got {getattr(plan, name)}."
+            )
+
+
+def _check_targets(text: nn.Module, plan: RecommenderPlan) -> None:
+    """LoRA takes a list in which only some names exist without a word; here every name counts."""
+    adapted = [name for name, module in text.named_modules() if hasattr(module, "lora_A")]
+    for target in (name.strip() for name in plan.target_modules.split(",")):
+        if not any(name.endswith(f".{target}") for name in adapted):
+            raise ModelError(
+                f"Expected linear layers of the backbone in target_modules, got {target!r}, which "
+                "names none; look at the names in the model's own code."
+            )
