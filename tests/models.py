@@ -94,8 +94,8 @@ def folder_of(family: str) -> Path:
 
 
 @cache
-def backbone_of(family: str) -> Backbone:
-    return load_backbone(str(folder_of(family)), dtype="float32")
+def backbone_of(family: str, dtype: str = "float32") -> Backbone:
+    return load_backbone(str(folder_of(family)), dtype=dtype)
 
 
 def recommender_plan(family: str = "bert", **changed: Any) -> RecommenderPlan:
@@ -126,7 +126,7 @@ def run_plan(
         recommender=recommender_plan(**(recommender or {})),
         privacy=PrivacyPlan(**{"noise_multiplier": 1.0, "sample_rate": 0.5, **(privacy or {})}),
         federation=FederationPlan(
-            **{"rounds": 2, "text_rounds": 2, "micro_batch": 16, **(federation or {})}
+            **{"rounds": 2, "text_rounds": 2, "micro_batch": 16, "shrink": "", **(federation or {})}
         ),
     )
 
@@ -200,7 +200,7 @@ def model_of(
     plan: RecommenderPlan, family: str = "bert", *, items: int = 24, seed: int | None = 0
 ) -> Recommender:
     """A recommender whose every trainable tensor is off zero; `seed` None leaves the start."""
-    backbone = backbone_of(family)
+    backbone = backbone_of(family, plan.dtype)
     model = Recommender(plan, backbone=backbone, width=backbone.width, items=items, domain="care")
     if seed is not None:
         model.load(filled(model, seed))
@@ -228,7 +228,7 @@ def trainer_of(
     learning_rate: float = 1.0,
 ) -> SiteTrainer:
     plan = plan if plan is not None else recommender_plan(family)
-    backbone, catalog = backbone_of(family), catalog_of(items)
+    backbone, catalog = backbone_of(family, plan.dtype), catalog_of(items)
     windows = training_windows(records, windows=plan.windows, history_items=plan.history_items)
     return SiteTrainer(
         model=model_of(plan, family, items=items),
@@ -243,7 +243,8 @@ def trainer_of(
 def texts_of(
     windows: Windows, plan: RecommenderPlan, family: str = "bert", *, items: int = 24
 ) -> TextVectors:
-    store, backbone, catalog = ActivationStore(), backbone_of(family), catalog_of(items)
+    store, catalog = ActivationStore(), catalog_of(items)
+    backbone = backbone_of(family, plan.dtype)
     texts = history_texts(windows.history, catalog, items=plan.text_items)
     made = store.texts(backbone, texts, tokens=plan.text_tokens, top_layers=plan.top_layers)
     return TextVectors(made, store.item_space(backbone, catalog, tokens=plan.item_tokens).centre)

@@ -51,6 +51,17 @@ def test_lora_is_left_out_of_answers_after_the_text_rounds() -> None:
     assert not any(k.startswith("text.") for k in ask(session, 3))
 
 
+def test_borrowed_maps_come_down_and_never_go_up() -> None:
+    plan = run_plan(recommender={"domains": "bank,care"})
+    session = session_of(plan)
+    borrowed = np.ones((32, 96), np.float32)
+    update = ask(session, 1, **{"map.bank": borrowed})
+    assert "map.bank" not in update
+    assert update["borrow.care"].any()
+    with pytest.raises(SecurityRefused):
+        ask(session, 2)
+
+
 @pytest.mark.parametrize("number", [0, -1, 3, 10**9])
 def test_a_round_outside_of_the_plan_is_refused(number: int) -> None:
     with pytest.raises(PrivacyRefused, match="between 1 and 2"):

@@ -53,6 +53,15 @@ def test_adding_a_subject_moves_the_sum_by_at_most_the_clip(
     assert 0 < moved <= 1 + 1e-5
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("candidates", [16, 2000])
+def test_a_bfloat16_backbone_moves_the_sum_by_no_more(family: str, candidates: int) -> None:
+    plan = recommender_plan(family, dtype="bfloat16", candidates=candidates)
+    without, together = one_more(4)
+    moved = (summed(together, plan, family) - summed(without, plan, family)).norm()
+    assert 0 < moved <= 1 + 1e-5
+
+
 @pytest.mark.parametrize("length", [1, 4, 50])
 def test_all_windows_of_a_subject_are_one_clip(length: int) -> None:
     plan = recommender_plan(windows=64, history_items=50)

@@ -281,3 +281,21 @@ def test_a_bfloat16_backbone_gives_float32_vectors_near_the_exact_ones() -> None
     exact = backbone_of("llama").activations(TEXTS, tokens=16, top_layers=1)
     assert made.pooled.dtype is torch.float32
     assert ((made.pooled * exact.pooled).sum(1) > 0.99).all()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_written_out_attention_of_short_texts_says_the_same(family: str) -> None:
+    """The kernel that a bfloat16 top takes on a CPU, and the one that every other takes."""
+    backbone = backbone_of(family, "bfloat16")
+    made = backbone.activations(TEXTS, tokens=16, top_layers=2)
+    kind = backbone.model.config._attn_implementation
+    with torch.no_grad():
+        outs = [
+            backbone.top(2, tokens=tokens)(
+                inputs_embeds=made.hidden, attention_mask=made.mask
+            ).last_hidden_state.float()
+            for tokens in (16, None)
+        ]
+    short, plain = (backbone.pool(out, made.mask) for out in outs)
+    assert (short * plain).sum(1).min() > 0.999
+    assert backbone.model.config._attn_implementation == kind

@@ -120,6 +120,20 @@ def test_each_site_is_sent_what_it_holds_and_no_other_domains_tensors(grid: InPr
         assert order.metadata.ttl == plan_of().federation.round_timeout
 
 
+def test_a_domain_is_sent_the_others_maps_and_does_not_send_them_back(grid: InProcessGrid) -> None:
+    plan = plan_of(learning_rate=1.0).with_domains(["care", "bank"])
+    initial = {**initial_of(), "borrow.care": np.zeros((1, 1), np.float32)}
+    initial["borrow.bank"] = np.zeros((1, 1), np.float32)
+    strategy = make_strategy(plan, members_of(), initial)
+    a, b, c = orders(strategy, grid, initial)
+    assert {"map.care", "map.bank", "borrow.care"} <= set(unpack_order(a.content)[1])
+    assert "borrow.bank" not in unpack_order(a.content)[1]
+    good = [answered(o, 1.0, **{other: None}) for o, other in ((a, "map.bank"), (c, "map.care"))]
+    found = moved(strategy, [*good, answered(b, 100.0)])  # b answers with a map not its own
+    np.testing.assert_allclose(found["map.bank"], 1.0, rtol=1e-5)
+    np.testing.assert_allclose(found["map.care"], 1.0, rtol=1e-5)
+
+
 def test_updates_are_weighed_by_contract_and_not_by_what_a_site_says(grid: InProcessGrid) -> None:
     strategy = strategy_of(plan_of(learning_rate=1.0), {"a": 1.0, "b": 3.0, "c": 4.0})
     a, b, c = orders(strategy, grid, initial_of())
