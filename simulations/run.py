@@ -18,7 +18,6 @@ from common.textpath import default_cache
 from simulations.baselines import parse_baselines
 from simulations.checks import check_model, check_out, check_plan, check_sites
 from simulations.preload import PreloadedStore
-from simulations.report import write_run
 from simulations.results import RunResult
 from simulations.scenario import (
     Consortium,
@@ -64,6 +63,8 @@ def run_command(scenario: str | None, **options: Any) -> None:
     out = options["out"] or Path("results") / name
     consortium = _checked(request, data, out)
     result = _run(request, consortium, out, options)
+    from simulations.report import write_run  # noqa: PLC0415  (the plotting library waits)
+
     try:
         write_run(result, out)
     except OSError as error:
