@@ -13,7 +13,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from common.errors import ConfigError
 from common.limits import LIMITS
 
-
 _SHOWN = 80
 """Longest piece of a bad value that a message repeats, characters."""
 

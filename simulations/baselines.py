@@ -2,8 +2,9 @@
 
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import Event
 
 import numpy as np
 
@@ -42,6 +43,27 @@ class Task:
     work: Work
 
 
+class _Stoppable:
+    """A progress bar that ends the work that advances it, once it was told to stop.
+
+    Args:
+        advance: the bar.
+    """
+
+    def __init__(self, advance: Progress) -> None:
+        self._advance = advance
+        self._stopped = Event()
+
+    def stop(self) -> None:
+        """End every work at its next step."""
+        self._stopped.set()
+
+    def __call__(self, steps: int) -> None:
+        if self._stopped.is_set():
+            raise CancelledError
+        self._advance(steps)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Baselines:
     """Everything besides the federation, on the same sites, splits and budget.
@@ -73,12 +95,18 @@ class Baselines:
         tasks = self._tasks(wanted, grades)
         if not tasks:
             return
-        advance = start(sum(task.steps for task in tasks))
+        advance = _Stoppable(start(sum(task.steps for task in tasks)))
         workers = os.cpu_count() or 1
         with ThreadPoolExecutor(max_workers=workers, thread_name_prefix="baseline") as pool:
             futures = [(task, pool.submit(task.work, advance)) for task in tasks]
-            for task, future in futures:
-                grades.put(task.method, task.where, future.result())
+            try:
+                for task, future in futures:
+                    grades.put(task.method, task.where, future.result())
+            except BaseException:
+                # Ctrl-C reaches this thread alone: the others end at their next step.
+                advance.stop()
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
 
     def _tasks(self, wanted: frozenset[str], grades: Grades) -> list[Task]:
         """The longest first, so that the processors end together."""
@@ -163,10 +191,10 @@ def parse_baselines(given: str) -> frozenset[str]:
         return frozenset(METHODS) - {"federated"}
     if given == "none":
         return frozenset()
-    names = frozenset(name.strip() for name in given.split(",") if name.strip())
+    names = frozenset(name.strip() for name in given.split(","))
     unknown = sorted(names - set(METHODS))
     if unknown:
         raise ConfigError(
-            f"Expected baselines all, none or some of {', '.join(METHODS)}, got {unknown[0]}."
+            f"Expected --baselines all, none or some of {', '.join(METHODS)}, got {unknown[0]!r}."
         )
     return names - {"federated"}
