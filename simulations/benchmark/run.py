@@ -74,7 +74,10 @@ def sections(*, quick: bool, ray: bool) -> Iterator[Section]:
         "DP steps through all layers",
         lambda: step_rows(exact, turns=n["step"], quick=quick),
     )
-    yield "default DP steps", lambda: [default_step_row(usual, turns=n["default"])]
+    yield (
+        "default DP steps",
+        lambda: [default_step_row(usual, turns=n["default"], batch=n["batch"])],
+    )
     yield "the cached prefix", lambda: prefix_rows(exact, turns=n["prefix"])
     yield "per-subject gradients", lambda: [gradient_row(exact, subjects=n["subjects"])]
     yield "noise", lambda: [noise_row(turns=n["noise"])]
@@ -87,8 +90,9 @@ def _turns(quick: bool) -> dict[str, int]:
             "help": 3,
             "start": 1,
             "engine": 5,
-            "step": 2,
-            "default": 2,
+            "step": 3,
+            "default": 3,
+            "batch": 64,
             "prefix": 4,
             "subjects": 8,
             "noise": 3,
@@ -100,6 +104,7 @@ def _turns(quick: bool) -> dict[str, int]:
         "engine": 20,
         "step": 9,
         "default": 9,
+        "batch": 200,
         "prefix": 15,
         "subjects": 24,
         "noise": 9,

@@ -60,19 +60,21 @@ def random_batch(backbone: Backbone, *, subjects: int = SUBJECTS, tokens: int = 
 
 
 def step_rows(backbone: Backbone, *, turns: int, quick: bool = False) -> list[Row]:
-    """One row a LoRA variant and number of threads; `quick` keeps the first row alone."""
+    """One row a LoRA variant and number of threads; `quick`: the first one, on a small batch."""
     rows = []
+    subjects = SUBJECTS // 4 if quick else SUBJECTS
     cases = [(1, "ffa"), (1, "plain"), (os.cpu_count() or 1, "ffa"), (os.cpu_count() or 1, "plain")]
     for count, variant in cases[:1] if quick else dict.fromkeys(cases):
         with threads(count):
-            timings = alternate(variants(backbone, variant), turns=turns, warm=1)
-        rows.append(_row(f"{VARIANT_NAMES[variant]}, {_threads(count)}", timings))
+            steps = variants(backbone, variant, random_batch(backbone, subjects=subjects))
+            timings = alternate(steps, turns=turns, warm=1)
+        what = f"{subjects} x {TOKENS} tokens, {VARIANT_NAMES[variant]}, {_threads(count)}"
+        rows.append(_row(what, timings))
     return rows
 
 
-def variants(backbone: Backbone, variant: str) -> dict[str, Work]:
+def variants(backbone: Backbone, variant: str, batch: Batch) -> dict[str, Work]:
     """The same step four times: not private, ours, Opacus hooks, Opacus functorch."""
-    batch = random_batch(backbone)
     plan = RecommenderPlan(
         variant=variant,  # type: ignore[arg-type]
         r=8,
@@ -175,7 +177,7 @@ def _row(what: str, timings: dict[str, Timing]) -> Row:
     base = timings["plain"]
     over = {name: round(ratio(t, base), 4) for name, t in timings.items() if name != "plain"}
     return Row(
-        name=f"DP step over the non-private step, MiniLM, 64 x 64 tokens, {what}",
+        name=f"DP step over the non-private step, MiniLM, {what}",
         measured=over["confed"],
         unit="x",
         comparison=f"Opacus hooks {over['hooks']:.2f} x, functorch {over['functorch']:.2f} x",

@@ -23,18 +23,21 @@ from simulations.benchmark.site import Ward, grouping_of, open_trainer, open_war
 from simulations.benchmark.step import AIM, CLIP, LEAST, NOISE, RATE, quietly
 
 BATCH = 64
-SCENARIO_BATCH = 200
-"""Subjects in a step of the default scenario: a quarter of 800."""
 TIMES_LEAST, TIMES_AIM = 3.0, 6.0
 ROUNDS, TEXT_ROUNDS = 60, 3
 """Of the default scenario."""
 
 
-def default_step_row(backbone: Backbone, *, turns: int, batch: int = SCENARIO_BATCH) -> Row:
+def default_step_row(backbone: Backbone, *, turns: int, batch: int) -> Row:
     """A DP step of the default plan over the same step without clip and noise.
 
     History path, bias and the top layer on the cached prefix; one thread, as a simulation gives a
     site.
+
+    Args:
+        backbone: in the number format of a simulation.
+        turns: of each side.
+        batch: subjects in the step; 200, a quarter of 800, in the default scenario.
     """
     ward = open_ward(backbone, RecommenderPlan(), subjects=2 * batch)
     subjects = torch.arange(batch)
