@@ -1,13 +1,23 @@
 """The commands `confed simulate` and `confed benchmark`; heavy imports wait inside."""
 
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
+
+
+def _scenarios(_ctx: click.Context, _param: click.Parameter, begun: str) -> list[CompletionItem]:
+    """Packaged scenarios that begin so, or whatever files do."""
+    packaged = (files("simulations") / "scenarios").iterdir()
+    names = sorted(p.name.removesuffix(".toml") for p in packaged if p.name.endswith(".toml"))
+    found = [CompletionItem(name) for name in names if name.startswith(begun)]
+    return found or [CompletionItem(begun, type="file")]
 
 
 @click.command()
-@click.argument("scenario", required=False)
+@click.argument("scenario", required=False, shell_complete=_scenarios)
 @click.option(
     "--data",
     type=click.Path(path_type=Path, file_okay=False),
