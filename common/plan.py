@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from common.errors import ConfigError
 from common.limits import LIMITS
 
+LARGEST = 1e6
+"""Largest scale, gain, learning rate or clip; far above any use, far below an overflow."""
 _SHOWN = 80
 """Longest piece of a bad value that a message repeats, characters."""
 
@@ -36,13 +38,13 @@ class RecommenderPlan(Frozen):
     """`ffa` freezes LoRA's A at a public seed and trains B; `plain` trains both."""
     r: int = Field(default=8, ge=1, le=256)
     """Rank of LoRA."""
-    lora_alpha: float = Field(default=16.0, gt=0)
+    lora_alpha: float = Field(default=16.0, gt=0, le=LARGEST)
     """LoRA scale is lora_alpha / r."""
     target_modules: str = "query,value"
     """Comma-separated names of the linear layers that LoRA adapts."""
     top_layers: int = Field(default=1, ge=0, le=128)
     """How many layers, counted from the top, carry LoRA; 0 leaves the text path frozen."""
-    adapter_seed: int = 0
+    adapter_seed: int = Field(default=0, ge=-(2**40), le=2**40)
     """Public seed of the frozen A."""
     objective: Literal["ranking", "click", "rating"] = "ranking"
     windows: int = Field(default=3, ge=1, le=64)
@@ -55,11 +57,11 @@ class RecommenderPlan(Frozen):
     """Longest text of a catalog item, tokens."""
     history_items: int = Field(default=50, ge=1, le=1000)
     """Latest items of the history that the history path sees."""
-    text_scale: float = Field(default=6.7, gt=0)
+    text_scale: float = Field(default=6.7, gt=0, le=LARGEST)
     """Inverse temperature of the text path (1 / 0.15, calibrated on public text)."""
-    history_scale: float = Field(default=10.0, gt=0)
+    history_scale: float = Field(default=10.0, gt=0, le=LARGEST)
     """Gain of the history path."""
-    candidates: int = Field(default=2000, ge=16)
+    candidates: int = Field(default=2000, ge=16, le=10**9)
     """Larger catalogs are sampled (from the public catalog) down to this many negatives."""
     parts: str = "text,gate,mixer,map,borrow,bias"
     """Comma-separated parts of the adapter that are trained; the others stay zero and silent."""
@@ -79,8 +81,8 @@ class PrivacyPlan(Frozen):
     epsilon: float | None = Field(default=None)
     noise_multiplier: float | None = Field(default=None)
     delta: float = Field(default=1e-5)
-    max_grad_norm: float = Field(default=1.0)
-    sample_rate: float = Field(default=0.25, gt=0, le=1)
+    max_grad_norm: float = Field(default=1.0, le=LARGEST)
+    sample_rate: float = Field(default=0.25, ge=1e-6, le=1)
     sampling: str = "poisson"
     """Only Poisson sampling is accounted; anything else is refused."""
 
@@ -91,21 +93,21 @@ class FederationPlan(Frozen):
     rounds: int = Field(default=60, ge=1, le=LIMITS.rounds)
     local_steps: int = Field(default=1, ge=1, le=1000)
     """DP steps at a site in a round."""
-    client_learning_rate: float = Field(default=1.0, gt=0)
-    text_rounds: int = Field(default=0, ge=0)
+    client_learning_rate: float = Field(default=1.0, gt=0, le=LARGEST)
+    text_rounds: int = Field(default=0, ge=0, le=LIMITS.rounds)
     """LoRA is trained in the first so many rounds, then it is frozen and its output cached."""
     strategy: Literal["fedadam", "fedavgm", "fedavg", "fedadam-mini"] = "fedadam-mini"
-    learning_rate: float | None = Field(default=None, gt=0)
+    learning_rate: float | None = Field(default=None, gt=0, le=LARGEST)
     """Server learning rate of the history map; None takes the strategy's own."""
-    bias_gain: float = Field(default=5.0, gt=0)
+    bias_gain: float = Field(default=5.0, gt=0, le=LARGEST)
     """Learning rate of the item bias over that of the history map."""
-    text_gain: float = Field(default=1.0, gt=0)
+    text_gain: float = Field(default=1.0, gt=0, le=LARGEST)
     """Learning rate of LoRA over that of the history map."""
-    mixer_gain: float = Field(default=2.0, gt=0)
+    mixer_gain: float = Field(default=2.0, gt=0, le=LARGEST)
     """Learning rate of the view mixer over that of the history map."""
-    borrow_gain: float = Field(default=3.0, gt=0)
+    borrow_gain: float = Field(default=3.0, gt=0, le=LARGEST)
     """Learning rate of the borrow gates over that of the history map."""
-    gate_gain: float = Field(default=5.0, gt=0)
+    gate_gain: float = Field(default=5.0, gt=0, le=LARGEST)
     """Learning rate of the text gate over that of the history map."""
     shrink: str = "gate,mixer,borrow"
     """Parts whose steps are shortened by the share that the known noise explains (fedadam-mini)."""
@@ -113,9 +115,9 @@ class FederationPlan(Frozen):
     second_momentum: float = Field(default=0.99, ge=0, lt=1)
     averaging: float = Field(default=0.9, ge=0, lt=1)
     """Exponential average of the iterates that is released; 0 releases the last one."""
-    round_timeout: float = Field(default=3600.0, gt=0)
+    round_timeout: float = Field(default=3600.0, gt=0, le=1e9)
     """Seconds until a round closes; also the life of its messages."""
-    micro_batch: int = Field(default=256, ge=1)
+    micro_batch: int = Field(default=256, ge=1, le=10**9)
     """Subjects held in memory at once; changes no result beyond rounding."""
 
 

@@ -9,7 +9,7 @@ from client.session import backbone_for
 from common.backbone import Backbone
 from common.errors import ConfigError, ModelError
 from common.plan import RecommenderPlan, RunPlan
-from common.recommender import Recommender, trained_parts
+from common.recommender import KINDS, Recommender, trained_parts
 from common.spending import noise_of
 from simulations.scenario import Consortium
 
@@ -23,6 +23,12 @@ def check_plan(plan: RunPlan) -> None:
     """
     noise_of(plan)
     trained_parts(plan.recommender)
+    shrunk = {part.strip() for part in plan.federation.shrink.split(",") if part.strip()}
+    if not shrunk <= set(KINDS):
+        raise ConfigError(
+            f"Expected shrink to name parts among {', '.join(KINDS)}, "
+            f"got {plan.federation.shrink!r}."
+        )
 
 
 def check_out(out: Path) -> None:
