@@ -12,6 +12,7 @@ from common.plan import RunPlan
 from common.randomness import Randomness, SecureRandomness
 from common.textpath import ActivationStore
 from common.wire import Order, Tensors
+from simulations.seeded import SeededRandomness
 from tests.models import backbone_of, model_of, noisy, recommender_plan, run_plan, site_of
 
 STORE = ActivationStore()
@@ -109,6 +110,28 @@ def test_one_round_asked_many_times_at_once_is_answered_once() -> None:
 
     with ThreadPoolExecutor(8) as pool:
         assert sum(pool.map(attempt, range(16))) == 1
+
+
+def test_rounds_asked_at_once_do_not_mix_their_adapters() -> None:
+    plan = run_plan(federation={"rounds": 8, "text_rounds": 8})
+    start = {k: torch.from_numpy(v) for k, v in adapter_of(plan).items()}
+    adapters = {n: {k: v.numpy() for k, v in noisy(start, n).items()} for n in range(1, 9)}
+
+    def seeded(site: str, number: int) -> Randomness:
+        return SeededRandomness(seed=1, site=site, round_number=number, purpose="test")
+
+    def answers(workers: int) -> list[Tensors]:
+        session = session_of(plan)
+        with ThreadPoolExecutor(workers) as pool:
+            return list(
+                pool.map(
+                    lambda n: session.train(Order(round=n, plan=plan), adapters[n], seeded),
+                    adapters,
+                )
+            )
+
+    for one, two in zip(answers(1), answers(8), strict=True):
+        assert all(np.array_equal(two[k], v) for k, v in one.items())
 
 
 @pytest.mark.parametrize("change", ["extra", "missing", "shape", "nan"])
