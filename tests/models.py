@@ -264,3 +264,14 @@ def released_sum(trainer: SiteTrainer, *, train_text: bool = True, seed: int = 3
     names = sorted(n for n, p in trainer.model.trainable() if p.grad is not None)
     grads = dict(trainer.model.trainable())
     return torch.cat([grads[n].grad.flatten().double() for n in names])
+
+
+def update_of(trainer: SiteTrainer, **changed: Any) -> dict[str, Tensor]:
+    plain = {
+        "steps": 1,
+        "train_text": True,
+        "public_seed": 3,
+        "randomness": SecureRandomness(),
+    }
+    start = model_of(trainer.model.plan, items=len(trainer.vectors)).adapter()
+    return trainer.update(start, **{**plain, **changed})
