@@ -1,5 +1,6 @@
 """The baselines: each site alone, everybody's records in one place, single domains, SASRec."""
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
@@ -21,6 +22,7 @@ from simulations.results import METHODS
 from simulations.scenario import Consortium
 from simulations.sites import SIMULATED
 
+LOG = logging.getLogger("confed.simulation")
 SASREC_EPOCHS = 25
 """Most epochs; validation ends it earlier."""
 Work = Callable[[Progress], Tensors | Graded]
@@ -121,7 +123,8 @@ class Baselines:
         if "central" in wanted:
             tasks.append(("central", "", rounds, self._trained(self.plan, pooled)))
         if "sasrec" in wanted:
-            tasks += [("sasrec", d, SASREC_EPOCHS, self._sasrec(d, grades)) for d in domains]
+            long = [d for d in domains if self._has_sequences(d)]
+            tasks += [("sasrec", d, SASREC_EPOCHS, self._sasrec(d, grades)) for d in long]
         if "local" in wanted and len(domains) > 1:
             for domain in domains:
                 alone = [records(name) for name in sites_of(domain)]
@@ -160,6 +163,14 @@ class Baselines:
             declared_subjects=declared(len(records)),
             caps=SIMULATED,
         )
+
+    def _has_sequences(self, domain: str) -> bool:
+        """Whether anybody has two items to train on; SASRec learns from pairs that follow."""
+        splits = [self.consortium.splits[n] for n in self.consortium.sites_of(domain)]
+        found = any((split.train.counts >= 2).any() for split in splits)
+        if not found:
+            LOG.warning("no SASRec for %s: nobody has two items to train on", domain)
+        return found
 
     def _sasrec(self, domain: str, grades: Grades) -> Work:
         def work(advance: Progress) -> Graded:

@@ -3,11 +3,13 @@
 import os
 from pathlib import Path
 
+import numpy as np
 from torch import nn
 
 from client.session import backbone_for
 from common.backbone import Backbone
-from common.errors import ConfigError, ModelError
+from common.errors import ConfigError, DataError, ModelError
+from common.objectives import CLICK_THRESHOLD
 from common.plan import RecommenderPlan, RunPlan
 from common.recommender import KINDS, Recommender, trained_parts
 from common.spending import noise_of
@@ -53,6 +55,27 @@ def check_sites(plan: RunPlan, consortium: Consortium) -> None:
     """
     for name in consortium.names:
         noise_of(plan, subjects=len(consortium.splits[name].train))
+
+
+def check_ratings(plan: RecommenderPlan, consortium: Consortium) -> None:
+    """Refuse an objective that a domain's ratings say nothing about.
+
+    Raises:
+        DataError: names the domain and what its ratings must be.
+    """
+    if plan.objective == "ranking":
+        return
+    for domain in consortium.catalogs:
+        splits = [consortium.splits[name] for name in consortium.sites_of(domain)]
+        values = np.concatenate([s.test_history.values for s in splits])
+        clicked = np.unique(values >= CLICK_THRESHOLD).size
+        fits = values.min() >= 1 and values.max() <= 5 and np.unique(values).size > 1
+        if not fits or (plan.objective == "click" and clicked < 2):
+            raise DataError(
+                f"Expected ratings from 1 to 5 in domain {domain} for objective {plan.objective}, "
+                f"some of {CLICK_THRESHOLD:g} and more and some of less, got others; "
+                "rescale the column rating, or use objective ranking."
+            )
 
 
 def check_model(plan: RecommenderPlan) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from common.backbone import Backbone
 from common.catalog import Catalog
 from common.interactions import Interactions, concatenate
-from common.objectives import as_rating
+from common.objectives import CLICK_THRESHOLD, as_rating
 from common.plan import RecommenderPlan
 from common.recommender import Recommender
 from common.splits import LeaveOneOut
@@ -133,13 +133,20 @@ class Examiner:
         return scores
 
     @torch.inference_mode()
-    def target_scores(self, adapter: Tensors) -> NDArray[np.float32]:
-        """Score of each question's own item, (n); for the click and rating objectives."""
+    def target_scores(
+        self, adapter: Tensors, rows: Tensor | None = None
+    ) -> NDArray[np.float32] | None:
+        """Score of each question's own item, (n); None for the ranking objective."""
+        if self.plan.objective == "ranking":
+            return None
         model = self.model(adapter)
         self.texts.adapter_changed(model.text)
         target = torch.from_numpy(self.asked.target.astype(np.int64))
-        rows = torch.arange(len(self.windows)).split(BATCH)
-        parts = [self._scores(model, r).gather(1, target[r].unsqueeze(1)).squeeze(1) for r in rows]
+        rows = torch.arange(len(self.windows)) if rows is None else rows
+        parts = [
+            self._scores(model, part).gather(1, target[part].unsqueeze(1)).squeeze(1)
+            for part in rows.split(BATCH)
+        ]
         scores = torch.cat(parts)
         if self.plan.objective == "rating":
             scores = as_rating(scores)
@@ -216,11 +223,21 @@ def popularity_top(asked: Questions) -> NDArray[np.int32]:
 
 @dataclass(frozen=True, kw_only=True)
 class Graded:
-    """A method's metrics on one domain, whole and by slice, and per subject for intervals."""
+    """A method's metrics on one domain.
+
+    Attributes:
+        whole: over all questions.
+        sliced: by slice.
+        per_subject: ranking metrics of each question, for intervals.
+        top: int32 (n, 20), its lists.
+        scored: float32 (n), score of each question's own item, where it was asked for.
+    """
 
     whole: dict[str, float]
     sliced: dict[str, dict[str, float]]
     per_subject: dict[str, NDArray[np.float64]]
+    top: NDArray[np.int32]
+    scored: NDArray[np.float32] | None = None
 
 
 def grade(
@@ -240,13 +257,37 @@ def grade(
         objective: of the plan.
     """
     per_subject = metrics.ranking_metrics(top, asked.target)
-    whole = metrics.means(per_subject)
-    whole["coverage@10"] = metrics.coverage(top, len(asked.popularity))
-    whole["diversity@10"] = metrics.diversity(top, vectors.numpy())
-    whole["novelty@10"] = metrics.novelty(top, asked.popularity)
-    if scored is not None and objective == "click":
-        whole["auc"] = metrics.auc(scored, (asked.value >= 4).astype(int))
-    if scored is not None and objective == "rating":
-        whole["rmse"] = metrics.rmse(scored, asked.value)
-    sliced = {name: metrics.means(per_subject, mask) for name, mask in asked.masks().items()}
-    return Graded(whole=whole, sliced=sliced, per_subject=per_subject)
+
+    def over(mask: NDArray[np.bool_]) -> dict[str, float]:
+        found = metrics.means(per_subject, mask)
+        if mask.any():
+            found |= _of_lists(top[mask], asked, vectors)
+            if scored is not None:
+                found |= _of_scores(scored[mask], asked.value[mask], objective)
+        return found
+
+    return Graded(
+        whole=over(np.ones(len(asked.target), dtype=bool)),
+        sliced={name: over(mask) for name, mask in asked.masks().items()},
+        per_subject=per_subject,
+        top=top,
+        scored=scored,
+    )
+
+
+def _of_lists(top: NDArray[np.int32], asked: Questions, vectors: Tensor) -> dict[str, float]:
+    return {
+        "coverage@10": metrics.coverage(top, len(asked.popularity)),
+        "diversity@10": metrics.diversity(top, vectors.numpy()),
+        "novelty@10": metrics.novelty(top, asked.popularity),
+    }
+
+
+def _of_scores(
+    scored: NDArray[np.float32], value: NDArray[np.float32], objective: str
+) -> dict[str, float]:
+    if objective == "click":
+        return {"auc": metrics.auc(scored, (value >= CLICK_THRESHOLD).astype(int))}
+    if objective == "rating":
+        return {"rmse": metrics.rmse(scored, value)}
+    return {}

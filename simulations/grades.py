@@ -10,7 +10,7 @@ from torch import Tensor
 
 from common.wire import Tensors
 from simulations import metrics
-from simulations.evaluation import Examiner, Graded, Questions, grade, popularity_top
+from simulations.evaluation import DEPTH, Examiner, Graded, Questions, grade, popularity_top
 from simulations.results import METHODS, DomainResult
 
 
@@ -41,8 +41,8 @@ class Grades:
                 self._whole[domain][method] = self._grade(examiner, tensors)
 
     def _grade(self, examiner: Examiner, tensors: Tensors) -> Graded:
+        scored = examiner.target_scores(tensors)
         objective = examiner.plan.objective
-        scored = None if objective == "ranking" else examiner.target_scores(tensors)
         return grade(examiner.top(tensors), examiner.asked, examiner.vectors, scored, objective)
 
     def popularity(self) -> None:
@@ -66,38 +66,50 @@ class Grades:
             mine = np.flatnonzero(examiner.asked.site == site)
             if mine.size:
                 rows = torch.from_numpy(mine)
-                top = examiner.top(tensors, rows)
-                asked = _at(examiner.asked, mine)
-                self._local[domain][site] = grade(top, asked, examiner.vectors)
+                self._local[domain][site] = grade(
+                    examiner.top(tensors, rows),
+                    _at(examiner.asked, mine),
+                    examiner.vectors,
+                    examiner.target_scores(tensors, rows),
+                    examiner.plan.objective,
+                )
 
     def domain(self, domain: str) -> DomainResult:
         """A domain's metrics by method; `local` is over all sites, each subject by its own."""
         found = dict(self._whole[domain])
         found.pop("single", None)
-        metrics_of: dict[str, dict[str, float]] = {m: g.whole for m, g in found.items()}
+        alone = self._alone(domain)
+        if alone is not None:
+            found["local"] = alone
+        ordered = {m: found[m] for m in METHODS if m in found}
         slices: dict[str, dict[str, dict[str, float]]] = {}
-        for method, g in found.items():
-            for name, values in g.sliced.items():
+        for method, graded in ordered.items():
+            for name, values in graded.sliced.items():
                 if not name.startswith("site:"):
                     slices.setdefault(name, {})[method] = values
-        if self._local[domain]:
-            per_subject = self._per_subject_local(domain)
-            metrics_of["local"] = metrics.means(per_subject)
-            for name, mask in self._examiners[domain].asked.masks().items():
-                if not name.startswith("site:"):
-                    slices.setdefault(name, {})["local"] = metrics.means(per_subject, mask)
-        ordered: dict[str, dict[str, float]] = {
-            m: metrics_of[m] for m in METHODS if m in metrics_of
-        }
-        return DomainResult(metrics=ordered, slices=slices)
+        return DomainResult(metrics={m: g.whole for m, g in ordered.items()}, slices=slices)
 
-    def _per_subject_local(self, domain: str) -> metrics.PerSubject:
+    def _alone(self, domain: str) -> Graded | None:
+        """All sites' own models together: each subject is answered by its own site's."""
+        if not self._local[domain]:
+            return None
+        examiner, sites = self._examiners[domain], self._local[domain]
+        top = np.full((len(examiner.asked.target), DEPTH), -1, dtype=np.int32)
+        scored = None
+        for site, graded in sites.items():
+            mine = examiner.asked.site == site
+            top[mine] = graded.top
+            if graded.scored is not None:
+                scored = np.zeros(len(top), dtype=np.float32) if scored is None else scored
+                scored[mine] = graded.scored
+        return grade(top, examiner.asked, examiner.vectors, scored, examiner.plan.objective)
+
+    def _ndcg_alone(self, domain: str) -> NDArray[np.float64]:
+        """NDCG@10 of every subject under its own site's model."""
         asked = self._examiners[domain].asked
-        out: metrics.PerSubject = {}
-        for site, g in self._local[domain].items():
-            mine = asked.site == site
-            for name, values in g.per_subject.items():
-                out.setdefault(name, np.zeros(len(asked.target)))[mine] = values
+        out = np.zeros(len(asked.target))
+        for site, graded in self._local[domain].items():
+            out[asked.site == site] = graded.per_subject["ndcg@10"]
         return out
 
     def site(self, name: str, domain: str) -> dict[str, dict[str, float]]:
@@ -115,13 +127,12 @@ class Grades:
         """Relative gain in NDCG@10 of each target from each source."""
         gains: dict[str, dict[str, float]] = {}
         for target in self._examiners:
-            local = self._local[target]
-            if not local:
+            if not self._local[target]:
                 continue
             joint = self._whole[target]["federated"].whole["ndcg@10"]
             single = self._whole[target].get("single")
             own = joint if single is None else single.whole["ndcg@10"]
-            alone = float(self._per_subject_local(target)["ndcg@10"].mean())
+            alone = float(self._ndcg_alone(target).mean())
             gains.setdefault(target, {})[target] = own / alone - 1 if alone else float("nan")
             others = [d for d in self._examiners if d != target]
             if len(others) == 1 and own:
@@ -132,10 +143,10 @@ class Grades:
         """95% interval of NDCG@10, federated minus site alone, by domain."""
         found = {}
         for domain in self._examiners:
-            if self._local[domain]:
-                federated = self._whole[domain]["federated"].per_subject["ndcg@10"]
-                local = self._per_subject_local(domain)["ndcg@10"]
-                found[domain] = metrics.paired_bootstrap(federated, local, seed=seed)
+            federated = self._whole[domain]["federated"].per_subject["ndcg@10"]
+            if self._local[domain] and len(federated) > 1:
+                alone = self._ndcg_alone(domain)
+                found[domain] = metrics.paired_bootstrap(federated, alone, seed=seed)
         return found
 
 

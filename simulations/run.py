@@ -1,5 +1,6 @@
 """`confed simulate` itself: options to request, progress bars, files, the table at the end."""
 
+import ctypes
 import logging
 import os
 import shlex
@@ -16,7 +17,7 @@ from common.errors import ConfigError
 from common.textpath import Progress as Advance
 from common.textpath import default_cache
 from simulations.baselines import parse_baselines
-from simulations.checks import check_model, check_out, check_plan, check_sites
+from simulations.checks import check_model, check_out, check_plan, check_ratings, check_sites
 from simulations.preload import PreloadedStore
 from simulations.results import RunResult
 from simulations.scenario import (
@@ -30,6 +31,11 @@ from simulations.scenario import (
 from simulations.simulate import Meter, Request, Simulation
 from simulations.table import print_results
 from simulations.tracking import tracking
+
+
+LOG = logging.getLogger("confed.simulate")
+M_ARENA_MAX = -8
+"""glibc's name for the number of pools, from malloc.h."""
 
 
 class _Bars(Meter):
@@ -48,6 +54,7 @@ def run_command(scenario: str | None, **options: Any) -> None:
         ConfedError: bad input; nothing was written.
     """
     _quiet_flower()
+    _few_arenas()
     data: Path | None = options["data"]
     if data is not None and not data.is_dir():
         raise ConfigError(f"Expected a folder at --data, found none at {data}.")
@@ -82,6 +89,7 @@ def _checked(request: Request, data: Path | None, out: Path) -> Consortium:
     check_out(out)
     consortium = open_consortium(request.scenario, data)
     check_sites(plan, consortium)
+    check_ratings(plan.recommender, consortium)
     check_model(plan.recommender)
     return consortium
 
@@ -160,6 +168,14 @@ def _bars(console: Console) -> Progress:
 
 def _width() -> int:
     return min(80, Console().width)
+
+
+def _few_arenas() -> None:
+    """Let all threads share two pools of glibc's allocator: it keeps one a thread, never shrunk."""
+    try:
+        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 2)
+    except (OSError, AttributeError):
+        LOG.debug("no glibc here; the allocator stays as it is")
 
 
 def _quiet_flower() -> None:
