@@ -42,10 +42,12 @@ class Start:
     Attributes:
         federation: until the federation began: imports, records, noise, backbone, features.
         first_round: until the first round was done.
+        processor: processor time until then, over all threads: what a busy machine does not stretch.
     """
 
     federation: float
     first_round: float
+    processor: float
 
 
 def start_row(*, small: bool, turns: int) -> Row:
@@ -69,8 +71,9 @@ def start_row(*, small: bool, turns: int) -> Row:
         + (", small consortium" if small else ""),
         measured=round(middle.first_round, 2),
         unit="s",
-        comparison=f"of it {middle.federation:.1f} s to the first round's start; with an empty "
-        f"cache {cold.first_round:.1f} s; known: Flower's Ray engine starts in 15 s",
+        comparison=f"of it {middle.federation:.1f} s to the first round's start; processor time "
+        f"{middle.processor:.1f} s; with an empty cache {cold.first_round:.1f} s; known: Flower's "
+        "Ray engine starts in 15 s",
         least=LEAST,
         aim=AIM,
         detail={"cold": vars(cold), "warm": [vars(start) for start in warm]},
@@ -97,14 +100,15 @@ def first_round(folder: Path, scenario: list[str]) -> Start:
     )
     os.close(theirs)
     try:
-        return _watch(own, began)
+        federation, done = _watch(own, began)
     finally:
         process.kill()
-        process.wait()
+        _, _, usage = os.wait4(process.pid, 0)
         os.close(own)
+    return Start(federation=federation, first_round=done, processor=usage.ru_utime + usage.ru_stime)
 
 
-def _watch(terminal: int, began: float) -> Start:
+def _watch(terminal: int, began: float) -> tuple[float, float]:
     shown, federation = "", None
     while time.perf_counter() - began < LONGEST:
         try:
@@ -119,7 +123,7 @@ def _watch(terminal: int, began: float) -> Start:
         if rounds and federation is None:
             federation = now
         if federation is not None and max(rounds) >= 1:
-            return Start(federation=federation, first_round=now)
+            return federation, now
     last = shown.strip().splitlines()[-1:] or ["nothing"]
     raise OrderError(f"Expected a first round of the simulation, got: {last[0][:200]}")
 
