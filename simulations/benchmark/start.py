@@ -71,9 +71,9 @@ def start_row(*, small: bool, turns: int) -> Row:
         + (", small consortium" if small else ""),
         measured=round(middle.federation, 2),
         unit="s",
-        comparison=f"first round done after {middle.first_round:.1f} s, {middle.processor:.1f} s of "
-        f"processor time; with an empty cache {cold.federation:.1f} s; known: Flower's Ray engine "
-        "starts in 15 s",
+        comparison=f"first round done after {middle.first_round:.1f} s, processor time "
+        f"{middle.processor:.1f} s; with an empty cache {cold.federation:.1f} s; known: "
+        "Flower's Ray engine starts in 15 s",
         least=LEAST,
         aim=AIM,
         detail={"cold": vars(cold), "warm": [vars(start) for start in warm]},
