@@ -100,12 +100,12 @@ class SubjectDPOptimizer(DPOptimizer):  # type: ignore[misc]
     def clip_and_accumulate(self) -> None:
         """Add min(1, C / norm) times each subject's gradient; a non-finite subject adds zero."""
         samples = self.subject_samples()
-        squared: Tensor = torch.stack([s.squared_norms() for s in samples]).sum(0)
+        squared: Tensor = torch.stack([s.squared_norms().cpu() for s in samples]).sum(0)
         norms = squared.sqrt()
         weights = (self.max_grad_norm / norms.clamp(min=1e-12)).clamp(max=1.0)
         weights = torch.where(torch.isfinite(norms), weights, 0.0)
         for p, sample in zip(self.params, samples, strict=True):
-            p.summed_grad += sample.weighted_sum(weights)
+            p.summed_grad += sample.weighted_sum(weights.to(p.device))
 
     def subject_samples(self) -> list[GradSample]:
         """The stored gradients, one entry a parameter.

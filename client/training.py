@@ -163,10 +163,13 @@ class SiteTrainer:
         if top is None or not train_text:
             return self.texts.frozen(rows, top)
         present = self.texts.present(rows)
+        # LoRA may lie on a GPU; the history path is small and stays on the CPU.
+        owner = grouping.owner[present].to(top.device)
         for layer in self.text_layers:
-            layer.grouping = Grouping(owner=grouping.owner[present], subjects=grouping.subjects)
+            layer.grouping = Grouping(owner=owner, subjects=grouping.subjects)
             if not len(present):  # nobody has a text: LoRA's gradients are zero, not missing
                 keep(
-                    layer.weight, Dense(values=torch.zeros(grouping.subjects, *layer.weight.shape))
+                    layer.weight,
+                    Dense(values=layer.weight.new_zeros(grouping.subjects, *layer.weight.shape)),
                 )
         return self.texts.trained(rows, present, top)

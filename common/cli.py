@@ -1,17 +1,18 @@
 """The command `confed`: a group whose sub-commands come from the entry points `confed.commands`."""
 
 import sys
+import threading
 from importlib.metadata import EntryPoint, entry_points, version
 from typing import Any, NoReturn
 
 import click
 
 from common.errors import ConfedError, ConfigError
+from common.interruption import STATUS, interruptible
 
 GROUP = "confed.commands"
 EXTRAS = {"common": "model", "client": "site", "server": "server", "simulations": "simulation"}
 """What to install for the sub-commands of a package of ours."""
-INTERRUPTED = 130
 
 
 class EntryPointGroup(click.Group):
@@ -39,6 +40,8 @@ class EntryPointGroup(click.Group):
         """
         try:
             return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise click.exceptions.Exit(STATUS) from None
         except ModuleNotFoundError as error:
             for point in entry_points(group=GROUP, name=ctx.invoked_subcommand or ""):
                 raise _missing(point, error) from error
@@ -102,27 +105,44 @@ def completion(shell: str) -> None:
 
 def main(argv: list[str] | None = None) -> NoReturn:
     """Run the command line; a refusal is one line on standard error and exit 2 or 3."""
+    said = threading.Event()
+
+    def say(message: str = "interrupted; nothing half-written was kept.") -> None:
+        if not said.is_set():
+            said.set()
+            click.echo(f"confed: {' '.join(message.split())}", err=True)
+
+    with interruptible(say) as interrupted:
+        try:
+            message, status = _outcome(argv)
+        except (Exception, KeyboardInterrupt):
+            # An import or a library that is cut short leaves errors of any kind behind it.
+            if not interrupted.is_set():
+                raise
+            message, status = "", STATUS
+        if interrupted.is_set():
+            say()
+            status = STATUS
+        elif message:
+            say(message)
+    sys.exit(status)
+
+
+def _outcome(argv: list[str] | None) -> tuple[str, int]:
+    """What to say on standard error, and the exit status."""
     try:
         result = confed.main(args=argv, prog_name="confed", standalone_mode=False)
     except ConfedError as error:
-        _end(str(error), error.exit_code)
+        return str(error), error.exit_code
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.ctx.get_help() if error.ctx else "")
-        sys.exit(0)
+        return "", 0
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx else "confed"
-        _end(f"{_sentence(error.format_message())} See `{path} --help`.", 2)
+        return f"{_sentence(error.format_message())} See `{path} --help`.", 2
     except click.ClickException as error:
-        _end(error.format_message(), 2)
-    except click.Abort:
-        _end("interrupted; nothing half-written was kept.", INTERRUPTED)
-    sys.exit(result if isinstance(result, int) else 0)
-
-
-def _end(message: str, status: int) -> NoReturn:
-    """One line on standard error, whatever the message holds, and the exit status."""
-    click.echo(f"confed: {' '.join(message.split())}", err=True)
-    sys.exit(status)
+        return error.format_message(), 2
+    return "", result if isinstance(result, int) else 0
 
 
 def _sentence(text: str) -> str:

@@ -111,10 +111,19 @@ class TextTop(nn.Module):
         self._pool = backbone.pool
         _inject_lora(self.layers, plan)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the layers lie."""
+        return next(self.layers.parameters()).device
+
     def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        """(R, T, d) input of the first trainable layer and (R, T) mask to unit vectors (R, d)."""
+        """(R, T, d) input of the first trainable layer and (R, T) mask to unit vectors (R, d).
+
+        Taken from and given back to the CPU, wherever the layers lie.
+        """
+        hidden, mask = hidden.to(self.device), mask.to(self.device)
         out = self.layers(inputs_embeds=hidden, attention_mask=mask)
-        return self._pool(out.last_hidden_state.float(), mask)
+        return self._pool(out.last_hidden_state.float(), mask).cpu()
 
 
 class Recommender(nn.Module):

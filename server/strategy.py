@@ -89,8 +89,8 @@ class _Collect(FedAvg):
         admitted: dict[str, tuple[Tensors, float]] = {}
         for reply in replies:
             member = self.members.get(reply.metadata.src_node_id)
-            if member is None:
-                continue
+            if member is None or member.identity.site in admitted:
+                continue  # a stranger, or a second answer: the first one counts
             try:
                 admitted[member.identity.site] = self._admit(server_round, reply, member)
             except ConfedError as error:
@@ -196,7 +196,7 @@ class _Release(FedAvg):
             "bias": federation.bias_gain,
         }
         new: Tensors = {}
-        for name, value in to_tensors(proposed).items():
+        for name, value in _single(proposed).items():
             frozen = is_text(name) and server_round > federation.text_rounds
             gain = 0.0 if frozen else gains[kind_of(name)] * self.step_scale
             new[name] = self._sent[name] + np.float32(gain) * (value - self._sent[name])
@@ -220,6 +220,11 @@ class _Release(FedAvg):
                 self.released[name] = value
             else:
                 self.released[name] = np.float32(keep) * old + np.float32(1 - keep) * value
+
+
+def _single(record: ArrayRecord) -> Tensors:
+    """A proposal in float32; Flower's FedAdam makes float64."""
+    return {name: array.numpy().astype(np.float32) for name, array in record.items()}
 
 
 class ConsortiumFedAdamMini(_Release, FedAdamMini, _Collect):

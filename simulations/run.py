@@ -32,7 +32,6 @@ from simulations.simulate import Meter, Request, Simulation
 from simulations.table import print_results
 from simulations.tracking import tracking
 
-
 LOG = logging.getLogger("confed.simulate")
 M_ARENA_MAX = -8
 """glibc's name for the number of pools, from malloc.h."""

@@ -117,7 +117,7 @@ class TensorBoard:
         for key, value in final_figures(result).items():
             self._writer.add_scalar(key, value, result.rounds)
 
-    def close(self, *, failed: bool = False) -> None:  # noqa: ARG002  # event files hold no status
+    def close(self, *, failed: bool = False) -> None:  # event files hold no status
         """Flush the event file."""
         self._writer.close()
 

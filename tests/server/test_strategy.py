@@ -35,10 +35,7 @@ SHAPES = {
     "bias.care": (5,),
     "bias.bank": (3,),
 }
-FLOAT64 = pytest.mark.xfail(reason="Flower's FedAdam proposes float64, which is refused on the way")
-STRATEGIES = [
-    pytest.param(name, marks=[FLOAT64] if name == "fedadam" else []) for name in LEARNING_RATES
-]
+STRATEGIES = [pytest.param(name) for name in LEARNING_RATES]
 Reply = Callable[[int, Tensors], RecordDict]
 
 
