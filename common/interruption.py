@@ -19,14 +19,16 @@ CLEANING = 3.0
 """Seconds after that for exit functions, which remove temporary folders."""
 STATUS = 130
 """Exit status of an interrupted command: 128 + SIGINT."""
+_NUDGE = 0.2
+"""Seconds until a main thread that sleeps through the signal is sent it in person."""
 
 
 @contextmanager
 def interruptible(last_word: Callable[[], None]) -> Iterator[threading.Event]:
-    """Take SIGINT over while the command runs.
+    """Take SIGINT over while the command runs; does nothing where somebody else has it.
 
     Args:
-        last_word: says that the command was interrupted; called by the watchman alone.
+        last_word: says that the command was interrupted; may be called from another thread.
 
     Yields:
         An event that is set at the first interrupt.
@@ -38,22 +40,35 @@ def interruptible(last_word: Callable[[], None]) -> Iterator[threading.Event]:
         return
 
     def handler(_number: int, _frame: FrameType | None) -> None:
-        if interrupted.is_set():
-            os._exit(STATUS)  # asked for twice: at once
-        interrupted.set()
-        threading.Thread(target=_watch, args=(last_word,), daemon=True).start()
-        raise KeyboardInterrupt
+        if not interrupted.is_set():
+            interrupted.set()
+            raise KeyboardInterrupt
 
+    ear, mouth = os.pipe2(os.O_CLOEXEC)
+    os.set_blocking(mouth, False)
     signal.signal(signal.SIGINT, handler)
+    before = signal.set_wakeup_fd(mouth, warn_on_full_buffer=False)
+    threading.Thread(target=_watch, args=(ear, interrupted, last_word), daemon=True).start()
     try:
         yield interrupted
     finally:
         if not interrupted.is_set():
+            signal.set_wakeup_fd(before)
             signal.signal(signal.SIGINT, signal.default_int_handler)
+            os.close(mouth)
 
 
-def _watch(last_word: Callable[[], None]) -> None:
-    """Wait, clean up what registered for it, and end the process."""
+def _watch(ear: int, interrupted: threading.Event, last_word: Callable[[], None]) -> None:
+    """Hear signals in whatever thread they arrive, and see to it that SIGINT ends the process."""
+    while heard := os.read(ear, 1):
+        if heard[0] == signal.SIGINT:
+            break
+    else:
+        os.close(ear)
+        return
+    if not interrupted.wait(_NUDGE):
+        # A signal that another thread took does not wake a main thread that waits for a lock.
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
     threading.Event().wait(GRACE)
     last_word()
     cleaning = threading.Thread(target=atexit._run_exitfuncs, daemon=True)
