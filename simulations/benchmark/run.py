@@ -54,6 +54,7 @@ def sections(*, quick: bool, ray: bool) -> Iterator[Section]:
     """What is measured, in order; the imports wait until they are needed."""
     from client.session import backbone_for  # noqa: PLC0415
     from common.plan import RecommenderPlan  # noqa: PLC0415
+    from simulations.benchmark.clock import threads  # noqa: PLC0415
     from simulations.benchmark.engine import engine_row  # noqa: PLC0415
     from simulations.benchmark.gradients import gradient_row  # noqa: PLC0415
     from simulations.benchmark.privacy import accounting_rows, noise_row  # noqa: PLC0415
@@ -79,7 +80,8 @@ def sections(*, quick: bool, ray: bool) -> Iterator[Section]:
         lambda: [default_step_row(usual, turns=n["default"], batch=n["batch"])],
     )
     yield "the cached prefix", lambda: prefix_rows(exact, turns=n["prefix"])
-    yield "per-subject gradients", lambda: [gradient_row(exact, subjects=n["subjects"])]
+    with threads(1):
+        yield "per-subject gradients", lambda: [gradient_row(exact, subjects=n["subjects"])]
     yield "noise", lambda: [noise_row(turns=n["noise"])]
     yield "accounting", lambda: accounting_rows(turns=n["accounting"])
 
@@ -102,7 +104,7 @@ def _turns(quick: bool) -> dict[str, int]:
         "help": 7,
         "start": 3,
         "engine": 20,
-        "step": 6,
+        "step": 5,
         "default": 7,
         "batch": 200,
         "prefix": 11,
