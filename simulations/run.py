@@ -33,8 +33,8 @@ from simulations.table import print_results
 from simulations.tracking import tracking
 
 LOG = logging.getLogger("confed.simulate")
-M_ARENA_MAX = -8
-"""glibc's name for the number of pools, from malloc.h."""
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
+"""Options of glibc's mallopt, from malloc.h."""
 
 
 class _Bars(Meter):
@@ -170,9 +170,16 @@ def _width() -> int:
 
 
 def _few_arenas() -> None:
-    """Let all threads share two pools of glibc's allocator: it keeps one a thread, never shrunk."""
+    """Let threads share two pools of glibc's allocator, and give large blocks back when freed.
+
+    By itself glibc keeps a pool a thread and learns to hold on to blocks of up to 32 MiB, which
+    took several times the memory in use.
+    """
     try:
-        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 2)
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_ARENA_MAX, 2)
+        libc.mallopt(M_MMAP_THRESHOLD, 4 * 1024 * 1024)
+        libc.mallopt(M_TRIM_THRESHOLD, 128 * 1024 * 1024)
     except (OSError, AttributeError):
         LOG.debug("no glibc here; the allocator stays as it is")
 
