@@ -5,7 +5,7 @@ Public: all of it. A site compares the privacy part with its own caps before it 
 
 import difflib
 import json
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -66,7 +66,10 @@ class RecommenderPlan(Frozen):
     parts: str = "text,gate,mixer,map,borrow,bias"
     """Comma-separated parts of the adapter that are trained; the others stay zero and silent."""
     domains: str = ""
-    """Comma-separated domains of the consortium; the server fills it in when it knows the sites."""
+    """`NAME:SUBJECTS` of each domain, comma-separated, by the sites' declared (public) numbers.
+
+    The server fills it in when it knows the sites. A domain borrows from those at least as large.
+    """
     share_map: bool = False
     """False: the history map stays among one domain's sites. LoRA and mixer are always shared."""
     share_bias: bool = False
@@ -152,9 +155,9 @@ class RunPlan(Frozen):
         """Canonical JSON, the same bytes for the same plan."""
         return json.dumps(self.model_dump(), sort_keys=True, separators=(",", ":"))
 
-    def with_domains(self, domains: Iterable[str]) -> "RunPlan":
-        """The plan for a consortium of these domains."""
-        named = ",".join(sorted(set(domains)))
+    def with_domains(self, sizes: Mapping[str, int]) -> "RunPlan":
+        """The plan for a consortium of these domains with so many declared subjects each."""
+        named = ",".join(f"{domain}:{sizes[domain]}" for domain in sorted(sizes))
         recommender = self.recommender.model_copy(update={"domains": named})
         return self.model_copy(update={"recommender": recommender})
 

@@ -249,12 +249,33 @@ def trained_parts(plan: RecommenderPlan) -> frozenset[str]:
     return parts
 
 
+def domain_sizes(plan: RecommenderPlan) -> dict[str, int]:
+    """Declared subjects by domain, as the plan says them.
+
+    Raises:
+        ConfigError: an entry that is not NAME:SUBJECTS.
+    """
+    sizes = {}
+    for entry in filter(None, plan.domains.split(",")):
+        name, _, size = entry.partition(":")
+        if not name or not size.isdecimal():
+            raise ConfigError(f"Expected domains as NAME:SUBJECTS, got {plan.domains!r}.")
+        sizes[name] = int(size)
+    return sizes
+
+
 def other_domains(plan: RecommenderPlan, domain: str) -> list[str]:
-    """Domains whose map a site of `domain` borrows, sorted; none where maps are shared anyway."""
+    """Domains whose map a site of `domain` borrows, sorted; none where maps are shared anyway.
+
+    Only from domains with at least as many declared subjects: a map learnt from fewer people is
+    mostly noise to the larger domain, and the gate would cost more than it brings.
+    """
     trained = trained_parts(plan)
     if plan.share_map or not {"map", "borrow"} <= trained:
         return []
-    return sorted({name for name in plan.domains.split(",") if name} - {domain})
+    sizes = domain_sizes(plan)
+    own = sizes.get(domain, 0)
+    return sorted(name for name, size in sizes.items() if name != domain and size >= own)
 
 
 def trains_text(plan: RecommenderPlan) -> bool:

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ def build(
     def main(grid: Grid, context: Context) -> None:
         agreed = plan if plan is not None else plan_from_run_config(context.run_config)  # (1)
         members = find_members(grid, agreed, weights or {}, context)  # (2)
-        agreed = agreed.with_domains(m.identity.domain for m in members.values())
+        agreed = agreed.with_domains(declared_subjects(members.values()))
         frozen = backbone if backbone is not None else load_backbone(agreed.recommender.backbone)
         initial = initial_adapter(agreed, members.values(), frozen)  # (3)
         strategy = make_strategy(agreed, members, initial)
@@ -70,6 +70,15 @@ def build(
             LOG.info("adapter written to %s", out)
 
     return app
+
+
+def declared_subjects(members: Iterable[Member]) -> dict[str, int]:
+    """Declared subjects of each domain over its sites."""
+    sizes: dict[str, int] = {}
+    for member in members:
+        who = member.identity
+        sizes[who.domain] = sizes.get(who.domain, 0) + who.declared_subjects
+    return sizes
 
 
 def plan_from_run_config(config: Mapping[str, Any]) -> RunPlan:

@@ -89,7 +89,11 @@ def check_model(plan: RecommenderPlan) -> None:
     _check_layers(backbone, plan)
     _check_lengths(backbone, plan)
     model = Recommender(
-        plan, backbone=backbone, width=backbone.width, items=1, domain=plan.domains.split(",")[0]
+        plan,
+        backbone=backbone,
+        width=backbone.width,
+        items=1,
+        domain=plan.domains.partition(":")[0],
     )
     if model.text is not None:
         _check_targets(model.text, plan)

@@ -100,9 +100,13 @@ class Examiner:
     def model(self, adapter: Tensors) -> Recommender:
         """The recommender of this domain under an adapter; empty tensors are the zero-shot one."""
         # An adapter says by its maps which domains trained it together.
-        maps = (name.removeprefix("map.") for name in adapter if name.startswith("map."))
+        together = [
+            entry
+            for entry in self.plan.domains.split(",")
+            if f"map.{entry.partition(':')[0]}" in adapter
+        ]
         model = Recommender(
-            self.plan.model_copy(update={"domains": ",".join(sorted(maps))}),
+            self.plan.model_copy(update={"domains": ",".join(together)}),
             backbone=self.backbone,
             width=self.backbone.width,
             items=len(self.catalog),

@@ -2,7 +2,7 @@
 
 Sensitive: the model; it is trained without privacy on everybody's records and never leaves a
 simulation. RecBole cannot be installed beside Flower (it pins ray<=2.6.3 and colorama==0.4.4), so
-the network is Cornac's (Kang and McAuley 2018), used as it is. Cornac's own loop trains one
+the network is Cornac's (Kang and McAuley 2018); its random numbers come from `own_randomness`. Cornac's own loop trains one
 position of one sequence at a time against samples; here all positions are trained at once with a
 softmax over the whole catalog, which is what SASRec needs to be strong (Klenitskiy and Vasilev
 2023, "Turning Dross Into Gold Loss"; Petrov and Macdonald 2023, gSASRec). Sequences are padded
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from common.errors import DataError
+from simulations.own_randomness import own_randomness
 
 MAX_LENGTH: Final = 50
 WIDTH: Final = 64
@@ -135,7 +136,7 @@ def train_sasrec(
     rows = np.flatnonzero(np.diff(train.offsets) >= 2)
     if not rows.size or train.items.max() >= n_items or train.items.min() < 0:
         raise DataError("Expected sequences of two or more items of the catalog, got none.")
-    with _own_torch(seed, threads):
+    with _own_torch(threads):
         network = SASRecModel(
             n_items,
             embedding_dim=WIDTH,
@@ -144,6 +145,7 @@ def train_sasrec(
             n_heads=HEADS,
             dropout=DROPOUT,
         )
+        own_randomness(network, seed)
         return _fit(_Run(network, train, n_items, validation, rows, seed), epochs, progress)
 
 
@@ -302,11 +304,10 @@ def _exclude(
 
 
 @contextmanager
-def _own_torch(seed: int, threads: int) -> Iterator[None]:
-    """Seed torch and set its threads inside the block alone."""
+def _own_torch(threads: int) -> Iterator[None]:
+    """Set torch's threads inside the block alone, and leave the caller's random numbers be."""
     before = torch.get_num_threads()
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
         torch.set_num_threads(threads)
         try:
             yield

@@ -75,7 +75,11 @@ class Simulation:
     started: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
-        self.plan: RunPlan = self.request.scenario.run_plan()
+        sizes: dict[str, int] = {}
+        for name in self.consortium.names:
+            record = self.consortium.records(name)
+            sizes[record.domain] = sizes.get(record.domain, 0) + record.declared_subjects
+        self.plan: RunPlan = self.request.scenario.run_plan().with_domains(sizes)
         self.domains = list(self.consortium.catalogs)
         self.examiners: dict[str, Examiner] = {}
         self.curve: list[Point] = []

@@ -111,7 +111,7 @@ def test_gradients_are_those_of_a_loop_of_single_subject_backward_passes(
 
 
 def test_gates_of_borrowed_maps_have_gradients_of_each_subject_too() -> None:
-    plan = recommender_plan(domains="bank,care,shop")
+    plan = recommender_plan(domains="bank:9,care:9,shop:9")
     trainer = trainer_of(records_of(RAGGED), plan)
     subjects = torch.arange(len(RAGGED))
     found = stored(trainer, subjects, None)

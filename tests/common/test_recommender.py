@@ -43,7 +43,7 @@ def test_training_starts_at_the_zero_shot_ranking(family: str) -> None:
 def test_the_adapter_holds_every_trainable_tensor_and_no_frozen_one(
     family: str, variant: str
 ) -> None:
-    plan = recommender_plan(family, variant=variant, domains="bank,care")
+    plan = recommender_plan(family, variant=variant, domains="bank:9,care:9")
     model = model_of(plan, family)
     adapter = model.adapter()
     count = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -138,7 +138,7 @@ def test_what_a_domain_keeps_to_itself_carries_its_name(
 
 
 def test_a_domain_reads_the_maps_of_the_others_and_trains_its_own() -> None:
-    plan = recommender_plan(domains="bank,care,shop")
+    plan = recommender_plan(domains="bank:9,care:9,shop:9")
     assert other_domains(plan, "care") == ["bank", "shop"]
     model = model_of(plan)
     shapes = model.read_shapes()
@@ -146,12 +146,20 @@ def test_a_domain_reads_the_maps_of_the_others_and_trains_its_own() -> None:
     assert {n for n in ("map.bank", "bias.bank", "gate.bank") if read_by(n, "care", plan)} == {
         "map.bank"
     }
-    for alone in ({"domains": "care"}, {"share_map": True}, {"parts": "map,bias"}):
+    for alone in ({"domains": "care:9"}, {"share_map": True}, {"parts": "map,bias"}):
         assert not other_domains(plan.model_copy(update=alone), "care")
 
 
+def test_a_domain_borrows_from_those_with_as_many_declared_subjects_only() -> None:
+    plan = recommender_plan(domains="bank:40,care:90,shop:90")
+    assert other_domains(plan, "bank") == ["care", "shop"]
+    assert other_domains(plan, "care") == ["shop"]
+    with pytest.raises(ConfigError, match="NAME:SUBJECTS"):
+        other_domains(recommender_plan(domains="bank,care"), "bank")
+
+
 def test_a_borrowed_map_speaks_as_loudly_as_its_gate() -> None:
-    plan = recommender_plan(domains="bank,care", parts="map,borrow")
+    plan = recommender_plan(domains="bank:9,care:9", parts="map,borrow")
     model = model_of(plan, seed=None)
     text, views, vectors, all_items = inputs()
     silent = model(text, views, vectors, all_items)

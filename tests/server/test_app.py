@@ -99,7 +99,12 @@ def test_a_run_watches_every_round_and_writes_its_adapter(tmp_path: Path) -> Non
     tensors, manifest = load_adapter(out, backbone_sha256=backbone_of("bert").digest)
     assert all(np.array_equal(tensors[k], v) for k, v in seen[2][1].items())
     assert manifest.catalogs == {"care": CARE[0].catalog.digest, "bank": BANK[0].catalog.digest}
-    assert manifest.plan == plan.with_domains(["care", "bank"])
+    assert manifest.plan == plan.with_domains(
+        {
+            "care": sum(s.declared_subjects for s in CARE),
+            "bank": sum(s.declared_subjects for s in BANK),
+        }
+    )
 
 
 def test_sites_that_fail_or_lie_do_not_end_a_run() -> None:

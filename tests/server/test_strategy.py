@@ -118,7 +118,7 @@ def test_each_site_is_sent_what_it_holds_and_no_other_domains_tensors(grid: InPr
 
 
 def test_a_domain_is_sent_the_others_maps_and_does_not_send_them_back(grid: InProcessGrid) -> None:
-    plan = plan_of(learning_rate=1.0).with_domains(["care", "bank"])
+    plan = plan_of(learning_rate=1.0).with_domains({"care": 100, "bank": 100})
     initial = {**initial_of(), "borrow.care": np.zeros((1, 1), np.float32)}
     initial["borrow.bank"] = np.zeros((1, 1), np.float32)
     strategy = make_strategy(plan, members_of(), initial)
