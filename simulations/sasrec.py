@@ -2,11 +2,11 @@
 
 Sensitive: the model; it is trained without privacy on everybody's records and never leaves a
 simulation. RecBole cannot be installed beside Flower (it pins ray<=2.6.3 and colorama==0.4.4), so
-the network is Cornac's (Kang and McAuley 2018); its random numbers come from `own_randomness`. Cornac's own loop trains one
-position of one sequence at a time against samples; here all positions are trained at once with a
-softmax over the whole catalog, which is what SASRec needs to be strong (Klenitskiy and Vasilev
-2023, "Turning Dross Into Gold Loss"; Petrov and Macdonald 2023, gSASRec). Sequences are padded
-at the end and batched by length, so that little padding is computed.
+the network is Cornac's (Kang and McAuley 2018), its random numbers those of `own_randomness`.
+Cornac's own loop trains one position of one sequence at a time against samples; here all
+positions are trained at once with a softmax over the whole catalog, which is what SASRec needs to
+be strong (Klenitskiy and Vasilev 2023, "Turning Dross Into Gold Loss"; Petrov and Macdonald 2023,
+gSASRec). Sequences are padded at the end and batched by length, so that little padding is computed.
 """
 
 from collections.abc import Callable, Iterator

@@ -5,23 +5,10 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-WORDS = [
-    "wool",
-    "scarf",
-    "red",
-    "tea",
-    "cup",
-    "lamp",
-    "desk",
-    "chair",
-    "pear",
-    "apple",
-    "book",
-    "pen",
-    "ink",
-    "soap",
-    "towel",
-]
+WORDS = (
+    *("wool", "scarf", "red", "tea", "cup", "lamp", "desk", "chair"),
+    *("pear", "apple", "book", "pen", "ink", "soap", "towel"),
+)
 TINY = """
 [[domains]]
 name = "care"
