@@ -25,7 +25,7 @@ from simulations import metrics
 DEPTH = 20
 BATCH = 1024
 """Subjects scored at a time."""
-CURVE_SUBJECTS = 1500
+CURVE_SUBJECTS = 20_000
 """Subjects of a domain that the curve by round is measured on."""
 
 

@@ -30,7 +30,7 @@ from simulations.scenario import Consortium, Scenario
 from simulations.seeded import CLAIM
 
 SECURE_CLAIM = "secure noise: the epsilon shown is spent"
-CURVE_POINTS = 20
+CURVE_POINTS = 12
 """Rounds at which the curve is measured."""
 
 
