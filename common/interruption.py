@@ -67,7 +67,8 @@ def _watch(ear: int, interrupted: threading.Event, last_word: Callable[[], None]
         os.close(ear)
         return
     if not interrupted.wait(_NUDGE):
-        # A signal that another thread took does not wake a main thread that waits for a lock.
+        # Polars sets SA_RESTART, and a main thread that waits for a lock then sleeps on.
+        signal.siginterrupt(signal.SIGINT, True)
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
     threading.Event().wait(GRACE)
     last_word()

@@ -134,11 +134,14 @@ def find_members(
 
 
 def _wait_for_nodes(grid: Grid, wanted: int, timeout: float) -> list[int]:
-    end = time.monotonic() + timeout
+    end, said = time.monotonic() + timeout, False
     while True:
         nodes = list(grid.get_node_ids())
         if len(nodes) >= wanted or time.monotonic() > end:
             return nodes
+        if not said:
+            LOG.warning("waiting for sites: %d of %d are here", len(nodes), wanted)
+            said = True
         time.sleep(NODES_WAIT)
 
 

@@ -143,8 +143,8 @@ class Grades:
         """95% interval of NDCG@10, federated minus site alone, by domain."""
         found = {}
         for domain in self._examiners:
-            federated = self._whole[domain]["federated"].per_subject["ndcg@10"]
-            if self._local[domain] and len(federated) > 1:
+            if self._local[domain] and len(self.asked(domain).target) > 1:
+                federated = self._whole[domain]["federated"].per_subject["ndcg@10"]
                 alone = self._ndcg_alone(domain)
                 found[domain] = metrics.paired_bootstrap(federated, alone, seed=seed)
         return found
