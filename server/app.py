@@ -22,6 +22,8 @@ LOG = logging.getLogger("confed.server")
 OnRound = Callable[[int, Tensors], None]
 NODES_WAIT = 0.5
 """Seconds between two looks for nodes."""
+WAIT_SAID = 10.0
+"""Seconds after which the log says that sites are missing."""
 
 
 def build(
@@ -134,12 +136,13 @@ def find_members(
 
 
 def _wait_for_nodes(grid: Grid, wanted: int, timeout: float) -> list[int]:
-    end, said = time.monotonic() + timeout, False
+    start, said = time.monotonic(), False
     while True:
         nodes = list(grid.get_node_ids())
-        if len(nodes) >= wanted or time.monotonic() > end:
+        waited = time.monotonic() - start
+        if len(nodes) >= wanted or waited > timeout:
             return nodes
-        if not said:
+        if not said and waited > WAIT_SAID:
             LOG.warning("waiting for sites: %d of %d are here", len(nodes), wanted)
             said = True
         time.sleep(NODES_WAIT)
