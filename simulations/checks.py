@@ -8,7 +8,7 @@ from torch import nn
 
 from client.session import backbone_for
 from common.backbone import Backbone
-from common.errors import ConfigError, DataError, ModelError
+from common.errors import ConfigError, DataError, ModelError, PrivacyRefused
 from common.objectives import CLICK_THRESHOLD
 from common.plan import RecommenderPlan, RunPlan
 from common.recommender import KINDS, Recommender, trained_parts
@@ -47,14 +47,19 @@ def check_out(out: Path) -> None:
         )
 
 
-def check_sites(plan: RunPlan, consortium: Consortium) -> None:
-    """Refuse a delta that is too large for the subjects of a site.
+def check_sites(plan: RunPlan, consortium: Consortium, *, central: bool) -> None:
+    """Refuse a delta that is too large for the subjects of a site, or of all of them together.
 
     Raises:
         PrivacyRefused: delta is 1 / subjects or more.
     """
     for name in consortium.names:
         noise_of(plan, subjects=len(consortium.splits[name].train))
+    if central and plan.privacy.private and plan.privacy.delta * consortium.largest() >= 1:
+        raise PrivacyRefused(
+            f"Expected delta below 1 / subjects of a whole domain for the central baseline, got "
+            f"{plan.privacy.delta:g}; set a smaller delta, or leave central out of --baselines."
+        )
 
 
 def check_ratings(plan: RecommenderPlan, consortium: Consortium) -> None:

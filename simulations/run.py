@@ -7,6 +7,7 @@ import shlex
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from simulations.scenario import (
     changed,
     load_scenario,
     open_consortium,
+    with_fitting_delta,
 )
 from simulations.simulate import Meter, Request, Simulation
 from simulations.table import print_results
@@ -67,7 +69,7 @@ def run_command(scenario: str | None, **options: Any) -> None:
         command=_command(scenario, options),
     )
     out = options["out"] or Path("results") / name
-    consortium = _checked(request, data, out)
+    request, consortium = _checked(request, data, out, chosen=scenario is not None)
     result = _run(request, consortium, out, options)
     from simulations.report import write_run  # noqa: PLC0415  (the plotting library waits)
 
@@ -81,16 +83,20 @@ def run_command(scenario: str | None, **options: Any) -> None:
     Console(width=_width()).print(f"Report: {out / 'report.html'}", highlight=False)
 
 
-def _checked(request: Request, data: Path | None, out: Path) -> Consortium:
+def _checked(
+    request: Request, data: Path | None, out: Path, *, chosen: bool
+) -> tuple[Request, Consortium]:
     """Everything that can be refused is refused here, before anything is encoded or written."""
-    plan = request.scenario.run_plan()
-    check_plan(plan)
+    check_plan(request.scenario.run_plan())
     check_out(out)
     consortium = open_consortium(request.scenario, data)
-    check_sites(plan, consortium)
+    if not chosen:
+        request = replace(request, scenario=with_fitting_delta(request.scenario, consortium))
+    plan = request.scenario.run_plan()
+    check_sites(plan, consortium, central="central" in request.baselines)
     check_ratings(plan.recommender, consortium)
     check_model(plan.recommender)
-    return consortium
+    return request, consortium
 
 
 def _run(request: Request, consortium: Consortium, out: Path, options: dict[str, Any]) -> RunResult:
@@ -126,9 +132,9 @@ def _with_options(scenario: Scenario, options: dict[str, Any]) -> Scenario:
 
 
 def _domain(domain: DomainPlan, options: dict[str, Any]) -> DomainPlan:
-    update = {}
+    update: dict[str, Any] = {}
     if options["sites"] is not None:
-        update["sites"] = options["sites"]
+        update |= {"sites": options["sites"], "at_most": False}
     if options["site_column"] is not None:
         update["column"] = options["site_column"]
     return domain.model_copy(update=update)

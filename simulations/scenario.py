@@ -6,7 +6,7 @@ A scenario is a TOML file, one of those beside this module or the researcher's o
 import difflib
 import hashlib
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Self
@@ -25,6 +25,7 @@ from common.interactions import (
     require_subjects,
     require_targets,
 )
+from common.limits import LIMITS
 from common.plan import (
     FederationPlan,
     Frozen,
@@ -38,6 +39,9 @@ from common.splits import LeaveOneOut, leave_one_out
 from common.tables import child_folder
 from simulations.sites import SIMULATED
 
+DELTA_SHARE = 0.5
+"""Most that delta times subjects may be where delta was nobody's choice."""
+
 
 class DomainPlan(Frozen):
     """One domain of a scenario."""
@@ -46,6 +50,8 @@ class DomainPlan(Frozen):
     data: str = ""
     """Folder below --data; empty takes the domain's name, or --data itself for a single domain."""
     sites: int = Field(default=8, ge=1, le=10_000)
+    at_most: bool = False
+    """True: fewer sites where the subjects do not fill so many to the floor."""
     column: str = ""
     """Subject column that splits the sites; empty splits by hash."""
     subjects: int = Field(default=600, ge=1, le=1_000_000)
@@ -125,6 +131,13 @@ class Consortium:
             caps=SIMULATED,
         )
 
+    def largest(self) -> int:
+        """Subjects of the largest domain, all of its sites together."""
+        sizes = {domain: 0 for domain in self.catalogs}
+        for name in self.names:
+            sizes[self.domain_of[name]] += len(self.splits[name].train)
+        return max(sizes.values(), default=0)
+
     def overlap(self) -> int:
         """Most sites that one subject stands in."""
         ids = [i for name in self.names for i in self.splits[name].train.subject_ids]
@@ -151,7 +164,8 @@ def load_scenario(given: str | None, data: Path | None) -> tuple[str, Scenario]:
             given = "care-and-bank"
         else:
             name = data.resolve().name or "data"
-            return name, Scenario(title=f"Records of {name}", domains=[DomainPlan(name="records")])
+            domains = [DomainPlan(name="records", at_most=True)]
+            return name, Scenario(title=f"Records of {name}", domains=domains)
     path = Path(given)
     if given.endswith(".toml"):
         if not path.is_file():
@@ -218,6 +232,14 @@ def open_consortium(scenario: Scenario, data: Path | None) -> Consortium:
     return consortium
 
 
+def with_fitting_delta(scenario: Scenario, consortium: Consortium) -> Scenario:
+    """The scenario with delta a power of ten lower until it is well below 1 / subjects."""
+    delta = scenario.privacy.delta
+    while delta * consortium.largest() >= DELTA_SHARE:
+        delta /= 10
+    return changed(scenario, {"privacy": {"delta": float(f"{delta:.0e}")}})
+
+
 def _require_synthetic(scenario: Scenario) -> None:
     from common.synthetic import DOMAINS  # noqa: PLC0415
 
@@ -268,6 +290,8 @@ def _read(consortium: Consortium, domain: DomainPlan, folder: Path) -> None:
         f"{report.dropped_duplicates} repeated rows dropped"
     )
     parts = _parts(domain, folder, interactions)
+    if len(parts) < domain.sites:
+        consortium.dropped[domain.name] += f"; {len(parts)} sites, as more would be too small"
     for label, members in parts:
         consortium.add(f"{domain.name}-{label}", domain.name, catalog, interactions.select(members))
 
@@ -275,21 +299,35 @@ def _read(consortium: Consortium, domain: DomainPlan, folder: Path) -> None:
 def _parts(
     domain: DomainPlan, folder: Path, interactions: Interactions
 ) -> list[tuple[str, NDArray[np.int64]]]:
-    if domain.column:
-        values = read_subject_column(folder, domain.column)
-        column = [values.get(subject, "unknown") for subject in interactions.subject_ids]
-        number = group_values(column, domain.sites)
-    else:
-        number = hashed(interactions.subject_ids, domain.sites)
-    width = len(str(domain.sites))
-    found = [(f"{k + 1:0{width}d}", np.flatnonzero(number == k)) for k in range(domain.sites)]
+    of_sites = _numbers(domain, folder, interactions)
+    sites, number = domain.sites, of_sites(domain.sites)
+    while domain.at_most and sites > 1 and _smallest(number, sites) < LIMITS.subjects_floor:
+        sites -= 1
+        number = of_sites(sites)
+    width = len(str(sites))
+    found = [(f"{k + 1:0{width}d}", np.flatnonzero(number == k)) for k in range(sites)]
     empty = [label for label, members in found if not len(members)]
     if empty:
         raise DataError(
-            f"Expected subjects for {domain.sites} sites in domain {domain.name}, "
+            f"Expected subjects for {sites} sites in domain {domain.name}, "
             f"got none for {len(empty)} of them; set --sites lower."
         )
     return found
+
+
+def _numbers(
+    domain: DomainPlan, folder: Path, interactions: Interactions
+) -> Callable[[int], NDArray[np.int64]]:
+    """From a number of sites to the site of each subject."""
+    if not domain.column:
+        return lambda sites: hashed(interactions.subject_ids, sites)
+    values = read_subject_column(folder, domain.column)
+    column = [values.get(subject, "unknown") for subject in interactions.subject_ids]
+    return lambda sites: group_values(column, sites)
+
+
+def _smallest(number: NDArray[np.int64], sites: int) -> int:
+    return int(np.bincount(number, minlength=sites).min())
 
 
 def hashed(subject_ids: Sequence[str], sites: int) -> NDArray[np.int64]:

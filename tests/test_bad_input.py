@@ -286,6 +286,19 @@ def test_a_delta_above_one_over_the_subjects_of_a_file_is_refused(
     assert "30" not in message
 
 
+def test_a_delta_above_one_over_everybody_is_refused_for_the_central_baseline_alone(
+    simulate: Callable[..., tuple[int, str]], records: Path, tmp_path: Path
+) -> None:
+    (records / "interactions.csv").write_text(
+        interactions(*[f"x{n},i{k},1.0,{k}" for n in range(30) for k in range(3)])
+    )
+    content = "[privacy]\nepsilon = 4.0\ndelta = 0.02\n"
+    mine = scenario(tmp_path, content, base='[[domains]]\nname = "records"\nsites = 2\n')
+    found, message = simulate(mine, "--data", records)
+    assert found == 3
+    assert "for the central baseline, got 0.02" in message
+
+
 @pytest.mark.parametrize("name", ["../site", "a/b", "..", "site/../../x"])
 def test_a_folder_name_that_leaves_the_data_folder_is_refused(
     simulate: Callable[..., tuple[int, str]], records: Path, tmp_path: Path, name: str

@@ -8,8 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import ConfigError, DataError, PrivacyRefused, SecurityRefused
+from common.interactions import from_rows
 from common.spending import noise_of
+from common.synthetic import make_domain
 from simulations.scenario import (
+    Consortium,
     DomainPlan,
     Scenario,
     changed,
@@ -18,6 +21,7 @@ from simulations.scenario import (
     load_scenario,
     names,
     open_consortium,
+    with_fitting_delta,
 )
 from tests.simulations.shop import write_shop
 
@@ -162,6 +166,38 @@ def test_more_sites_than_values_of_the_column_are_refused(tmp_path: Path) -> Non
     folder = write_shop(tmp_path / "shop")
     with pytest.raises(DataError, match=r"got none for 2 of them; set --sites lower"):
         open_consortium(shop_scenario(DomainPlan(name="shop", sites=5, column="ward")), folder)
+
+
+@pytest.mark.parametrize(("subjects", "sites"), [(100, 4), (50, 1), (25, 1), (400, 8)])
+def test_few_subjects_of_a_folder_alone_make_fewer_sites(
+    tmp_path: Path, subjects: int, sites: int
+) -> None:
+    folder = write_shop(tmp_path / "shop", subjects=subjects)
+    _, scenario = load_scenario(None, folder)
+    found = open_consortium(scenario, folder)
+    sizes = [len(found.splits[name].train) for name in found.names]
+    assert len(sizes) == sites
+    assert sum(sizes) == subjects
+    assert min(sizes) >= 20
+    assert ("as more would be too small" in found.dropped["records"]) == (sites < 8)
+
+
+@pytest.mark.parametrize(("subjects", "delta"), [(100, 1e-5), (16_773, 1e-5), (100_000, 1e-6)])
+def test_delta_that_nobody_chose_stays_well_below_one_over_the_subjects(
+    subjects: int, delta: float
+) -> None:
+    found = Consortium()
+    records = from_rows(
+        tuple(f"s{n}" for n in range(subjects)),
+        subjects=np.arange(subjects),
+        items=np.zeros(subjects, dtype=np.int64),
+        values=np.ones(subjects),
+        times=np.zeros(subjects, dtype=np.int64),
+    )
+    found.add("records-1", "records", make_domain("care", seed=1), records)
+    assert found.largest() == subjects
+    scenario = Scenario(domains=[DomainPlan(name="records")])
+    assert with_fitting_delta(scenario, found).privacy.delta == delta
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real data are not beside the repository")
