@@ -412,10 +412,9 @@ def test_a_model_of_an_unknown_kind_is_refused(
     ("words", "status", "says"),
     [
         (["--epsilon", "-2"], 2, "above 0, got -2.0"),
-        (["--data", "."], 2, "Expected items.csv"),
         (["mine.toml"], 3, "noise_multiplier above 0 with privacy on, got 0"),
     ],
-    ids=["option", "data", "privacy"],
+    ids=["option", "privacy"],
 )
 def test_a_real_process_ends_the_same_way(
     tmp_path: Path, words: list[str], status: int, says: str
