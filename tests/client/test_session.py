@@ -53,7 +53,7 @@ def test_lora_is_left_out_of_answers_after_the_text_rounds() -> None:
 
 
 def test_borrowed_maps_come_down_and_never_go_up() -> None:
-    plan = run_plan(recommender={"domains": "bank,care"})
+    plan = run_plan(recommender={"domains": "bank:100,care:90"})
     session = session_of(plan)
     borrowed = np.ones((32, 96), np.float32)
     update = ask(session, 1, **{"map.bank": borrowed})

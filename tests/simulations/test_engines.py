@@ -76,7 +76,8 @@ def test_every_round_is_watched_and_the_last_is_the_result() -> None:
 
 
 def test_a_site_that_refuses_does_not_end_the_run_and_does_not_count() -> None:
-    plan = run_plan(federation={"strategy": "fedavg"})
+    # No borrowed maps: which domain may borrow follows from the subjects declared at the start.
+    plan = run_plan(federation={"strategy": "fedavg"}, recommender={"parts": "text,gate,map,bias"})
     strict = dataclasses.replace(SITES[1], caps=SiteCaps(noise_multiplier=50.0))
     result = run(plan, (SITES[0], strict, *SITES[2:]))
     assert same(result, run(plan, (SITES[0], *SITES[2:])))
