@@ -2,7 +2,7 @@
 
 Public: all of it; a mechanism holds no record and no count of subjects. An accountant turns a
 value into an epsilon (`common.accounting`), a ledger stores its plain form and recomputes. The
-codec knows four kinds and refuses the rest: no name in stored text is ever imported.
+codec knows five kinds and refuses the rest: no name in stored text is ever imported.
 """
 
 import math
@@ -16,6 +16,8 @@ MAX_DEPTH: Final = 8
 """Deepest nesting of events, written or read."""
 MAX_COUNT: Final = 10_000_000
 """Most repetitions of one event; a thousand times the longest run."""
+MAX_SHAPE: Final = 1_000.0
+"""Largest finite shape of a random number of runs; above it Poisson is the better choice."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,12 +81,45 @@ class Composed:
         _check_depth(self)
 
 
-Event: TypeAlias = Gaussian | PoissonSampled | Repeated | Composed
-Leaf: TypeAlias = Gaussian | PoissonSampled
+@dataclass(frozen=True, kw_only=True)
+class RepeatAndSelect:
+    """An event run a random number of times, of which only the best run is released.
+
+    Tuning on private records: the losing runs are thrown away, and the best one is charged for
+    all of them (Papernot and Steinke 2022).
+
+    Attributes:
+        event: One run.
+        mean: Expected number of runs, from 1 to MAX_COUNT.
+        shape: How the number is drawn: truncated negative binomial of this shape (0 is the
+            logarithmic, 1 the geometric distribution; at most MAX_SHAPE), Poisson when infinite.
+    """
+
+    event: "Event"
+    mean: float
+    shape: float
+
+    def __post_init__(self) -> None:
+        _check_event(self.event)
+        if not (_is_number(self.mean) and 1 <= self.mean <= MAX_COUNT):
+            raise ConfigError(f"Expected mean from 1 to {MAX_COUNT}, got {self.mean!r}.")
+        shape_fits = _is_number(self.shape) and 0 <= self.shape <= MAX_SHAPE
+        if not (shape_fits or self.shape == math.inf):
+            raise ConfigError(
+                f"Expected shape from 0 to {MAX_SHAPE:g}, or infinite, got {self.shape!r}."
+            )
+        _check_depth(self)
+
+
+Event: TypeAlias = Gaussian | PoissonSampled | Repeated | Composed | RepeatAndSelect
+Leaf: TypeAlias = Gaussian | PoissonSampled | RepeatAndSelect
 
 
 def leaves(event: Event) -> dict[Leaf, int]:
-    """Count how often each single release happens; the order of releases changes no epsilon."""
+    """Count how often each single release happens; the order of releases changes no epsilon.
+
+    A selected best run is one release, whatever was run to find it.
+    """
     if isinstance(event, Repeated):
         return {leaf: n * event.count for leaf, n in leaves(event.event).items()}
     if isinstance(event, Composed):
@@ -107,11 +142,16 @@ def to_plain(event: Event) -> dict[str, Any]:
         return {"kind": "repeated", "count": event.count, "event": to_plain(event.event)}
     if isinstance(event, Composed):
         return {"kind": "composed", "events": [to_plain(part) for part in event.events]}
+    if isinstance(event, RepeatAndSelect):
+        # JSON has no infinity, so the Poisson distribution goes by its name.
+        shape = "poisson" if event.shape == math.inf else float(event.shape)
+        plain = {"kind": "repeat-and-select", "mean": float(event.mean), "shape": shape}
+        return {**plain, "event": to_plain(event.event)}
     raise ConfigError(f"Expected an event, got {type(event).__name__}.")
 
 
 def from_plain(value: object) -> Event:
-    """Read an event from plain values, exactly the four kinds with exactly their keys.
+    """Read an event from plain values, exactly the five kinds with exactly their keys.
 
     Raises:
         ConfigError: An unknown kind, a missing or extra key, a number out of range or not finite,
@@ -138,6 +178,10 @@ def _read(value: object, depth: int) -> Event:
     inner = _read(value["event"], depth - 1)
     if kind == "repeated":
         return Repeated(count=value["count"], event=inner)
+    if kind == "repeat-and-select":
+        mean, shape = _number(value["mean"]), value["shape"]
+        drawn = math.inf if shape == "poisson" else _number(shape)
+        return RepeatAndSelect(event=inner, mean=mean, shape=drawn)
     if not isinstance(inner, Gaussian):
         raise ConfigError("Expected a gaussian event to sample, got another kind.")
     return PoissonSampled(sample_rate=_number(value["sample_rate"]), event=inner)
@@ -148,6 +192,7 @@ _KEYS: Final[dict[str, set[str]]] = {
     "poisson-sampled": {"kind", "sample_rate", "event"},
     "repeated": {"kind", "count", "event"},
     "composed": {"kind", "events"},
+    "repeat-and-select": {"kind", "event", "mean", "shape"},
 }
 
 
@@ -173,7 +218,7 @@ def _list(value: object) -> list[Any]:
 
 
 def _check_event(event: object) -> None:
-    if not isinstance(event, Gaussian | PoissonSampled | Repeated | Composed):
+    if not isinstance(event, Gaussian | PoissonSampled | Repeated | Composed | RepeatAndSelect):
         raise ConfigError(f"Expected an event, got {type(event).__name__}.")
 
 
