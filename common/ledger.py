@@ -7,27 +7,18 @@ every line. Sensitive: the signing key.
 """
 
 import hashlib
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from common.accounting import Spent
 from common.caps import SiteCaps
-from common.chain import Asked, Fault, PlanFacts, Released, State, advance, event_of
-from common.chain import rotation_body as _rotation_body
-from common.entries import NO_HASH, Entry, Signed, parse_line, signed
-from common.errors import (
-    ConfigError,
-    OrderError,
-    PrivacyRefused,
-    RefusedError,
-    SecurityRefused,
-)
-from common.grant import LEDGER, ReservedGrant
+from common.chain import Asked, PlanFacts, Released, State, advance, event_of, rotation_body
+from common.entries import NO_HASH, Entry, signed
+from common.errors import ConfigError, OrderError, PrivacyRefused, SecurityRefused
+from common.grant import LEDGER, Grant, ReservedGrant
+from common.journal import Clock, Journal, MakeEntry, stamp, utc_now
 from common.ledger_file import LedgerStore
 from common.mechanism import Composed, Event, Leaf, Repeated, leaves
 from common.privacy_filter import Budget, fits, order_for, rounds_left
@@ -37,7 +28,6 @@ from common.verification import spent_of
 
 COHORT: Final = "all"
 """Cohort of the subjects that a site begins with."""
-Clock = Callable[[], datetime]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,91 +64,28 @@ class Ledger:
         OrderError: there is no genesis yet; use `create`.
     """
 
-    def __init__(
-        self, store: LedgerStore, key: SigningKey, clock: Clock = lambda: datetime.now(UTC)
-    ) -> None:
-        self._store, self._key, self._clock = store, key, clock
-        self._mutex = threading.RLock()
-        self._forget()
-        with self._transaction():
-            if self._state.seq < 0:
+    def __init__(self, store: LedgerStore, key: SigningKey, clock: Clock = utc_now) -> None:
+        self._covered: dict[str, Counter[Leaf]] = {}
+        self._journal = Journal(store, key, clock, self._covered.clear)
+        with self._journal.transaction() as state:
+            if state.seq < 0:
                 raise OrderError("Expected a ledger with a genesis, got an empty one; create it.")
-            if self._state.key != key.public:
+            if state.key != key.public:
                 raise SecurityRefused(
                     "Expected the signing key of this ledger, got another; nothing was written."
                 )
 
-    def _forget(self) -> None:
-        self._state, self._offset = State(), 0
-        self._covered: dict[str, Counter[Leaf]] = {}
-
-    @contextmanager
-    def _transaction(self) -> Iterator[State]:
-        with self._mutex, self._store.locked():
-            self._catch_up()
-            try:
-                yield self._state
-            except BaseException:
-                # What was not written must not be remembered: read it all anew next time.
-                self._forget()
-                raise
-
-    def _catch_up(self) -> None:
-        data = self._store.read(self._offset)
-        whole = data.rfind(b"\n") + 1
-        try:
-            for line in data[:whole].split(b"\n")[:-1]:
-                faults = advance(self._state, parse_line(line))
-                if faults:
-                    raise SecurityRefused(damage(faults[0]))
-        except SecurityRefused as error:
-            seq = self._state.seq + 1
-            self._forget()
-            text = str(error)
-            raise SecurityRefused(
-                text if "ledger" in text else f"Expected a whole ledger, entry {seq}: {text}"
-            ) from None
-        if whole < len(data):
-            self._store.set_aside(self._offset + whole)
-        self._offset += whole
-
-    def _append(self, entries: list[Callable[[], Entry]]) -> list[Signed]:
-        """Sign, check against everything before, write and fsync, in one piece."""
-        made = []
-        for make in entries:
-            line = signed(make(), self._key)
-            faults = advance(self._state, line)
-            if faults:
-                raise _refusal(faults[0])
-            made.append(line)
-        data = b"".join(line.line + b"\n" for line in made)
-        self._store.append(data)
-        self._offset += len(data)
-        return made
-
-    def _entry(self, kind: str, **fields: Any) -> Callable[[], Entry]:
-        now = self._clock().strftime("%Y-%m-%dT%H:%M:%SZ")
-
-        def make() -> Entry:
-            state = self._state
-            return Entry(
-                site=fields.pop("site", state.site),
-                seq=state.seq + 1,
-                prev=state.head,
-                ts=max(now, state.time),  # a clock set back must not make the chain invalid
-                kind=kind,
-                **fields,
-            )
-
-        return make
-
     # Plans, reservations, releases
 
-    def plan(self, request: PlanRequest) -> PlanFacts:
+    def plan(self, request: PlanRequest, *, whole: bool = True) -> PlanFacts:
         """Declare a run; the same declaration twice is one.
 
+        Args:
+            request: the declaration.
+            whole: refuse a run whose last round would not fit the budget any more.
+
         Raises:
-            PrivacyRefused: the plan breaks a cap, or the run has another plan already.
+            PrivacyRefused: the plan breaks a cap, does not fit, or the run has another already.
         """
         details = {
             "purposes": sorted(request.events, reverse=True),
@@ -168,7 +95,7 @@ class Ledger:
             "catalog_sha256": request.catalog_sha256,
         }
         event = schedule_of(request.events)
-        with self._transaction() as state:
+        with self._journal.transaction() as state:
             known = state.plans.get(request.run)
             if known is not None:
                 if dict(known.details) == details and known.events == dict(request.events):
@@ -176,7 +103,11 @@ class Ledger:
                 raise PrivacyRefused(
                     "Expected the plan of the run's first message, got another; start a new run."
                 )
-            self._append([self._entry("plan", run=request.run, event=event, details=details)])
+            if whole:
+                self._require_whole(event)
+            self._journal.append(
+                self._journal.entry("plan", run=request.run, event=event, details=details)
+            )
             return state.plans[request.run]
 
     def reserve(
@@ -203,7 +134,7 @@ class Ledger:
             PrivacyRefused: over the budget, outside of the plan, or released before.
             SecurityRefused: the ledger is damaged or cannot be written; nothing is spent.
         """
-        with self._transaction() as state:
+        with self._journal.transaction() as state:
             facts = state.plans.get(run)
             if facts is None or purpose not in facts.events:
                 raise OrderError("Expected a plan for this run and purpose before a reservation.")
@@ -216,7 +147,7 @@ class Ledger:
             self._require_budget(facts, event)
             entries = [self._receipt_entry(run, receipt)] if receipt else []
             entries.append(
-                self._entry(
+                self._journal.entry(
                     "reserve",
                     run=run,
                     round=number,
@@ -231,36 +162,35 @@ class Ledger:
                     },
                 )
             )
-            self._append(entries)
+            self._journal.append(*entries)
             return ReservedGrant(LEDGER, seq=state.seq, event=event, randomness=randomness)
 
-    def release(self, grant: ReservedGrant, payload: bytes) -> str:
+    def release(self, grant: Grant, payload: bytes) -> str:
         """Store and record what is about to be sent; the answer is its SHA-256.
 
         Raises:
             SecurityRefused: it cannot be written; then nothing may be sent.
         """
-        with self._transaction() as state:
-            reserved = state.reserved.get(grant.seq)
+        with self._journal.transaction() as state:
+            seq = grant.seq if isinstance(grant, ReservedGrant) else -1
+            reserved = state.reserved.get(seq)
             if reserved is None or reserved.asked in state.released:
                 raise OrderError("Expected a reservation without a release, got another.")
             digest = hashlib.sha256(payload).hexdigest()
-            self._store.keep(_kept_name(reserved.asked), payload)
+            self._journal.store.keep(_kept_name(reserved.asked), payload)
             run, number, _ = reserved.asked
-            details = {"reserve": grant.seq, "payload_sha256": digest, "bytes": len(payload)}
-            self._append(
-                [
-                    self._entry(
-                        "release",
-                        run=run,
-                        round=number,
-                        model_sha256=reserved.model_sha256,
-                        details=details,
-                    )
-                ]
+            details = {"reserve": seq, "payload_sha256": digest, "bytes": len(payload)}
+            self._journal.append(
+                self._journal.entry(
+                    "release",
+                    run=run,
+                    round=number,
+                    model_sha256=reserved.model_sha256,
+                    details=details,
+                )
             )
             for old in [a for a in state.released if a[0] == run and a[1] < number - 1]:
-                self._store.drop(_kept_name(old))
+                self._journal.store.drop(_kept_name(old))
             return digest
 
     def stored(
@@ -271,18 +201,18 @@ class Ledger:
         Raises:
             PrivacyRefused: the round was released for another model, or its bytes are gone.
         """
-        with self._transaction() as state:
+        with self._journal.transaction() as state:
             released = state.released.get((run, number, purpose))
             if released is None:
                 return None
-            payload = self._store.kept(_kept_name((run, number, purpose)))
+            payload = self._journal.store.kept(_kept_name((run, number, purpose)))
         return _again(released, payload, model_sha256)
 
     def _require_budget(self, facts: PlanFacts, event: Event) -> None:
         """Refuse before anything is spent; what is known to fit is not computed again."""
-        state, budget = self._state, self.budget
+        state, budget = self._journal.state, self.budget
         for cohort, spent in state.spent.items():
-            after = spent + leaves(event)
+            after = spent + Counter(leaves(event))
             known = self._covered.get(cohort)
             if known is not None and all(known[leaf] >= n for leaf, n in after.items()):
                 continue
@@ -292,44 +222,55 @@ class Ledger:
             elif fits(budget, event_of(spent), event, adaptive=state.adaptive):
                 self._covered[cohort] = after
             else:
-                raise self._over_budget(spent, event)
+                raise self._over_budget(spent, event, adaptive=state.adaptive)
 
     def _left_of(self, facts: PlanFacts) -> Counter[Leaf]:
         left: Counter[Leaf] = Counter()
         for purpose, (event, rounds) in facts.events.items():
-            rest = max(rounds - self._state.rounds_reserved(facts.run, purpose), 1)
+            rest = max(rounds - self._journal.state.rounds_reserved(facts.run, purpose), 1)
             left.update(leaves(Repeated(count=rest, event=event)))
         return left
 
-    def _over_budget(self, spent: Counter[Leaf], event: Event) -> PrivacyRefused:
-        now = spent_of(self._state, event_of(spent)).epsilon
-        after = spent_of(self._state, event_of(spent + leaves(event))).epsilon
-        budget = self._state.caps.epsilon
+    def _require_whole(self, event: Event) -> None:
+        state = self._journal.state
+        # A plan made after a release may depend on it: from then on the filter counts.
+        adaptive = state.adaptive or bool(state.released)
+        for spent in state.spent.values():
+            if not fits(self.budget, event_of(spent), event, adaptive=adaptive):
+                raise self._over_budget(spent, event, adaptive=adaptive)
+
+    def _over_budget(self, spent: Counter[Leaf], event: Event, *, adaptive: bool) -> PrivacyRefused:
+        state = replace(self._journal.state, adaptive=adaptive)
+        now = spent_of(state, event_of(spent)).epsilon
+        after = spent_of(state, event_of(spent + Counter(leaves(event)))).epsilon
+        budget = state.caps.epsilon
         return PrivacyRefused(
-            f"Expected epsilon of at most {budget:g} at this site, this round needs "
-            f"{after - now:.4g} more and {max(budget - now, 0):.4g} is left; nothing was spent."
+            f"Expected epsilon of at most {budget:g} at this site, needed {after - now:.4g} more, "
+            f"left {max(budget - now, 0):.4g}; nothing was spent."
         )
 
     # Everything else that a ledger records
 
     def add_cohort(self, name: str) -> None:
         """Open a block of new subjects, disjoint from all before; their spending starts at 0."""
-        with self._transaction():
-            self._append([self._entry("cohort", details={"name": name})])
+        with self._journal.transaction():
+            self._journal.append(self._journal.entry("cohort", details={"name": name}))
 
     def opt_out(self, commitment: str) -> None:
         """Record that the list of opted-out subjects changed; SHA-256 of the list under a salt."""
-        with self._transaction() as state:
+        with self._journal.transaction() as state:
             if state.opt_outs != commitment:
-                self._append([self._entry("opt-out", details={"commitment": commitment})])
+                self._journal.append(
+                    self._journal.entry("opt-out", details={"commitment": commitment})
+                )
 
     def rotate(self, new: SigningKey) -> None:
         """Hand over to a new key; the old one signs that, the new one shows that it is held."""
-        with self._transaction() as state:
-            body = _rotation_body(site=state.site, seq=state.seq + 1, prev=state.head)
+        with self._journal.transaction() as state:
+            body = rotation_body(site=state.site, seq=state.seq + 1, prev=state.head)
             details = {"public_key": new.public.hex, "proof": new.sign(ROTATION, body).hex()}
-            self._append([self._entry("key-rotate", details=details)])
-            self._key = new
+            self._journal.append(self._journal.entry("key-rotate", details=details))
+            self._journal.key = new
 
     def acknowledge(self, run: str, receipt: Mapping[str, Any]) -> None:
         """Record a server's receipt for an earlier head.
@@ -337,30 +278,30 @@ class Ledger:
         Raises:
             SecurityRefused: it is for another ledger's past: an old backup or a fork.
         """
-        with self._transaction():
-            self._append([self._receipt_entry(run, receipt)])
+        with self._journal.transaction():
+            self._journal.append(self._receipt_entry(run, receipt))
 
-    def _receipt_entry(self, run: str, receipt: Mapping[str, Any]) -> Callable[[], Entry]:
+    def _receipt_entry(self, run: str, receipt: Mapping[str, Any]) -> MakeEntry:
         details = {k: v for k, v in receipt.items() if k != "round"}
-        return self._entry("receipt", run=run, round=int(receipt["round"]), details=details)
+        return self._journal.entry("receipt", run=run, round=int(receipt["round"]), details=details)
 
     # What is known
 
     @property
     def budget(self) -> Budget:
         """The owner's budget."""
-        caps = self._state.caps
+        caps = self._journal.state.caps
         return Budget(epsilon=caps.epsilon, delta=caps.delta)
 
     def state(self) -> State:
         """What all entries add up to, read anew; not to be changed."""
-        with self._transaction() as state:
+        with self._journal.transaction() as state:
             return state
 
     def lines_after(self, seq: int) -> bytes:
         """The lines from `seq` + 1 on, for a server that has seen the ones before."""
-        with self._transaction():
-            return b"".join(self._store.read(0).splitlines(keepends=True)[seq + 1 :])
+        with self._journal.transaction():
+            return b"".join(self._journal.store.read(0).splitlines(keepends=True)[seq + 1 :])
 
     def spent(self) -> Spent:
         """Epsilon of the cohort that spent most, at the budget's delta."""
@@ -383,7 +324,7 @@ def create_ledger(
     site: str,
     caps: SiteCaps,
     key: SigningKey,
-    clock: Clock = lambda: datetime.now(UTC),
+    clock: Clock = utc_now,
 ) -> Ledger:
     """Write the genesis of a new ledger and open it.
 
@@ -395,7 +336,7 @@ def create_ledger(
         site=site,
         seq=0,
         prev=NO_HASH,
-        ts=clock().strftime("%Y-%m-%dT%H:%M:%SZ"),
+        ts=stamp(clock()),
         kind="genesis",
         details={
             "version": 1,
@@ -422,21 +363,6 @@ def schedule_of(events: Mapping[str, tuple[Event, int]]) -> Event:
     """The whole cost of a run, one repeated event a purpose."""
     ordered = sorted(events, reverse=True)
     return Composed(events=tuple(Repeated(count=events[p][1], event=events[p][0]) for p in ordered))
-
-
-def damage(fault: Fault) -> str:
-    """A fault as the line that refuses the ledger."""
-    return (
-        f"Expected a whole ledger, entry {fault.seq} has a fault ({fault.code}): {fault.text}; "
-        "run `confed audit verify` and restore nothing before it is understood."
-    )
-
-
-def _refusal(fault: Fault) -> RefusedError | OrderError:
-    text = f"{fault.text[0].upper()}{fault.text[1:]}; nothing was written."
-    if fault.code in {"caps", "plan", "budget"}:
-        return PrivacyRefused(text)
-    return SecurityRefused(text) if fault.code in {"receipt", "signature"} else OrderError(text)
 
 
 def _kept_name(asked: Asked) -> str:

@@ -31,6 +31,10 @@ class Limits:
     """Largest adapter file or update, bytes."""
     rounds: int = 10_000
     """Most rounds of one run."""
+    sites: int = 100_000
+    """Most sites of a consortium."""
+    ledger_bytes: int = 256 * 1024**2
+    """Most bytes of a ledger in one message or file."""
 
 
 LIMITS = Limits()

@@ -1,10 +1,12 @@
 """What travels between server and site, in Flower's records; the only module here that knows them.
 
-Down: `adapter` (arrays) and `order` (round, seed, plan). Up: `update` (arrays) and `receipt`
-(round). A query is answered by `identity`: site, domain, catalog digest and size, declared number
-of subjects, all public.
+Down: `adapter` (arrays), `order` (round, plan) and `heads` (the server's receipts for every site's
+ledger). Up: `update` (arrays), `answer` (round) and `ledger` (the site's lines since its receipt).
+A query is answered by `identity`: site, domain, catalog digest and size, declared number of
+subjects, public key, all public.
 """
 
+import json
 import math
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,9 +16,11 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from numpy.typing import NDArray
 
+from common.entries import is_sha
 from common.errors import SecurityRefused
 from common.limits import LIMITS
 from common.plan import RunPlan, plan_from_json
+from common.receipts import Receipt, receipt_from_plain
 
 Tensors = dict[str, NDArray[np.float32]]
 NUMPY = "numpy.ndarray"
@@ -26,10 +30,32 @@ _plan = lru_cache(maxsize=16)(plan_from_json)
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """What the server asks of a site in one round."""
+    """What the server asks of a site in one round.
+
+    Attributes:
+        round: number, from 1.
+        plan: of the run.
+        receipts: for every site's ledger, as the server last saw them.
+    """
 
     round: int
     plan: RunPlan
+    receipts: tuple[Receipt, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What a site answers to an order.
+
+    Attributes:
+        round: number.
+        update: new minus old adapter.
+        lines: of the site's ledger after the one that its receipt in the order is for.
+    """
+
+    round: int
+    update: Tensors
+    lines: bytes = b""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,12 +67,15 @@ class Identity:
     items: int
     catalog: str
     declared_subjects: int
+    public_key: str = ""
+    """Of the site's ledger, 64 hexadecimal digits; empty where there is none."""
 
 
 def pack_order(order: Order, adapter: ArrayRecord) -> RecordDict:
     """The message body of a round."""
     config = ConfigRecord({"round": order.round, "plan": order.plan.to_json()})
-    return RecordDict({"adapter": adapter, "order": config})
+    heads = ConfigRecord({"receipts": [json.dumps(r.plain()) for r in order.receipts]})
+    return RecordDict({"adapter": adapter, "order": config, "heads": heads})
 
 
 def unpack_order(content: RecordDict) -> tuple[Order, Tensors]:
@@ -56,38 +85,60 @@ def unpack_order(content: RecordDict) -> tuple[Order, Tensors]:
         SecurityRefused: records or fields that do not belong there.
         ConfigError: not a plan.
     """
-    if set(content.keys()) != {"adapter", "order"}:
-        raise SecurityRefused("Expected the records adapter and order in a round's message.")
-    order = content["order"]
-    adapter = content["adapter"]
+    if set(content.keys()) != {"adapter", "order", "heads"}:
+        raise SecurityRefused("Expected the records adapter, order and heads in a round's message.")
+    order, adapter, heads = content["order"], content["adapter"], content["heads"]
     if not isinstance(order, ConfigRecord) or not isinstance(adapter, ArrayRecord):
         raise SecurityRefused("Expected arrays in adapter and settings in order.")
     number, plan = order.get("round"), order.get("plan")
     if not isinstance(number, int) or not isinstance(plan, str) or len(order) != 2:
         raise SecurityRefused("Expected exactly a round and a plan in the order.")
-    return Order(round=number, plan=_plan(plan)), to_tensors(adapter)
+    receipts = _receipts(heads)
+    return Order(round=number, plan=_plan(plan), receipts=receipts), to_tensors(adapter)
 
 
-def pack_update(update: Tensors, *, number: int) -> RecordDict:
-    """The message body of an answer: nothing but the update and the round it belongs to."""
-    return RecordDict({"update": to_record(update), "receipt": ConfigRecord({"round": number})})
+def _receipts(heads: object) -> tuple[Receipt, ...]:
+    texts = heads.get("receipts") if isinstance(heads, ConfigRecord) else None
+    if not isinstance(texts, list) or len(texts) > LIMITS.sites:
+        raise SecurityRefused("Expected receipts in heads, got something else.")
+    try:
+        values = [json.loads(text) for text in texts if isinstance(text, str)]
+    except (ValueError, RecursionError):
+        raise SecurityRefused("Expected receipts as JSON, got other text.") from None
+    if not all(isinstance(value, dict) for value in values):
+        raise SecurityRefused("Expected receipts as JSON objects, got others.")
+    return tuple(receipt_from_plain(value) for value in values)
 
 
-def unpack_update(content: RecordDict) -> tuple[int, Tensors]:
+def pack_answer(answer: Answer) -> RecordDict:
+    """The message body of an answer: the update, its round, and the ledger's new lines."""
+    return RecordDict(
+        {
+            "update": to_record(answer.update),
+            "answer": ConfigRecord({"round": answer.round}),
+            "ledger": ConfigRecord({"lines": answer.lines}),
+        }
+    )
+
+
+def unpack_answer(content: RecordDict) -> Answer:
     """Read an answer.
 
     Raises:
-        SecurityRefused: anything but an update and its round.
+        SecurityRefused: anything but an update, its round and lines of a ledger.
     """
-    if set(content.keys()) != {"update", "receipt"}:
-        raise SecurityRefused("Expected the records update and receipt in an answer.")
-    receipt, update = content["receipt"], content["update"]
-    if not isinstance(receipt, ConfigRecord) or not isinstance(update, ArrayRecord):
-        raise SecurityRefused("Expected arrays in update and settings in receipt.")
-    number = receipt.get("round")
-    if not isinstance(number, int) or len(receipt) != 1:
-        raise SecurityRefused("Expected exactly a round in the receipt.")
-    return number, to_tensors(update)
+    if set(content.keys()) != {"update", "answer", "ledger"}:
+        raise SecurityRefused("Expected the records update, answer and ledger in an answer.")
+    answer, update, ledger = content["answer"], content["update"], content["ledger"]
+    if not isinstance(answer, ConfigRecord) or not isinstance(update, ArrayRecord):
+        raise SecurityRefused("Expected arrays in update and settings in answer.")
+    number = answer.get("round")
+    if not isinstance(number, int) or len(answer) != 1:
+        raise SecurityRefused("Expected exactly a round in the answer.")
+    lines = ledger.get("lines") if isinstance(ledger, ConfigRecord) else None
+    if not isinstance(lines, bytes) or len(lines) > LIMITS.ledger_bytes:
+        raise SecurityRefused("Expected the lines of a ledger in an answer, got something else.")
+    return Answer(round=number, update=to_tensors(update), lines=lines)
 
 
 def pack_identity(identity: Identity) -> RecordDict:
@@ -108,8 +159,9 @@ def unpack_identity(content: RecordDict) -> Identity:
     counted = _is_count(record.get("items"), LIMITS.items) and _is_count(
         record.get("declared_subjects"), LIMITS.declared_subjects
     )
-    if not named or not counted or len(record) != 5:
-        raise SecurityRefused("Expected the five public facts of a site in an identity.")
+    key = record.get("public_key")
+    if not named or not counted or len(record) != 6 or not (key == "" or is_sha(key)):
+        raise SecurityRefused("Expected the six public facts of a site in an identity.")
     return Identity(**dict(record))  # type: ignore[arg-type]
 
 
