@@ -118,7 +118,7 @@ def spent_together(
             f"Expected adjacency to be one of {', '.join(ADJACENCIES)}, got {adjacency!r}."
         )
     for leaf in counted:
-        _check_noise(leaf)
+        check_noise(leaf)
     # Sorted, because neither bound depends on the order and the cache then hits more often.
     ordered = tuple(sorted(counted.items(), key=repr))
     return _spent(ordered, float(delta), adjacency)
@@ -135,17 +135,22 @@ def calibrate(*, epsilon: float, delta: float, sample_rate: float, steps: int) -
     """
     check_epsilon(epsilon)
 
-    def excess(log_noise: float) -> float:
-        event = schedule(noise_multiplier=math.exp(log_noise), sample_rate=sample_rate, steps=steps)
-        return math.log(max(spent(event, delta=delta).epsilon, 1e-12) / epsilon)
+    def counted(log_noise: float) -> dict[Leaf, int]:
+        noise = math.exp(log_noise)
+        return leaves(schedule(noise_multiplier=noise, sample_rate=sample_rate, steps=steps))
 
-    low, high = _bracket(excess, _guess(epsilon, delta, sample_rate, steps))
-    if low == high:
-        return math.exp(high)
-    found = float(brentq(excess, low, high, xtol=TOLERANCE / 4))
-    while excess(found) > 0:
-        found += TOLERANCE / 4
-    return math.exp(found)
+    def over(found: float) -> float:
+        return math.log(max(found, 1e-12)) - math.log(epsilon)
+
+    def by_rdp(log_noise: float) -> float:
+        return over(renyi_epsilon(counted(log_noise), delta, "add-or-remove"))
+
+    def by_both(log_noise: float) -> float:
+        return over(spent_together(counted(log_noise), delta=delta).epsilon)
+
+    # RDP alone is quick and never below the smaller of both: its noise is enough for both.
+    enough = _least(by_rdp, *_bracket(by_rdp, _guess(epsilon, delta, sample_rate, steps)), 0.02)
+    return math.exp(_least(by_both, *_lowered(by_both, enough), TOLERANCE / 4))
 
 
 def compose_sites(
@@ -242,6 +247,20 @@ def check_clip(max_grad_norm: float) -> None:
         )
 
 
+def check_noise(leaf: Leaf) -> None:
+    """Refuse noise that the accountants cannot compute with: floats run over, or vanish."""
+    if isinstance(leaf, RepeatAndSelect):
+        for part in leaves(leaf.event):
+            check_noise(part)
+        return
+    noise = leaf.noise_multiplier if isinstance(leaf, Gaussian) else leaf.event.noise_multiplier
+    low, high = _NOISE_RANGE
+    if not low <= noise <= high:
+        raise ConfigError(
+            f"Expected noise_multiplier from {low:g} to {high:g} to account for, got {noise:g}."
+        )
+
+
 def _calibrated(choice: PrivacyChoice) -> float:
     if choice.epsilon is None:
         raise ConfigError("Expected epsilon or noise_multiplier, got neither. Give one of them.")
@@ -259,6 +278,8 @@ def _agreed(choice: PrivacyChoice, noise: float) -> float:
             "Expected noise_multiplier above 0 with privacy on, got 0. Switch privacy off instead."
         )
     event = schedule(noise_multiplier=noise, sample_rate=choice.sample_rate, steps=choice.steps)
+    for leaf in leaves(event):
+        check_noise(leaf)
     if choice.epsilon is None:
         return float(noise)
     check_epsilon(choice.epsilon)
@@ -287,13 +308,37 @@ def _bracket(excess: Callable[[float], float], start: float) -> tuple[float, flo
         while excess(high) > 0:
             low, high = high, high + step
             if high > math.log(MAX_NOISE):
-                raise ConfigError(f"Expected an epsilon within reach of noise {MAX_NOISE:g}.")
+                raise ConfigError(
+                    f"Expected an epsilon within reach of noise {MAX_NOISE:g} at this sample_rate, "
+                    "delta and number of steps, got a smaller one. Ask for a larger epsilon."
+                )
         return low, high
     while excess(low) <= 0:
         if low <= math.log(MIN_NOISE):
             return math.log(MIN_NOISE), math.log(MIN_NOISE)
         low, high = max(low - step, math.log(MIN_NOISE)), low
     return low, high
+
+
+def _lowered(excess: Callable[[float], float], enough: float) -> tuple[float, float]:
+    """Lower noise that is enough until it is not; equal ends mean: at the floor."""
+    low = high = enough
+    while (over := excess(low)) <= 0:
+        if low <= math.log(MIN_NOISE):
+            return low, low
+        # Epsilon falls nearly as fast as the noise grows; where it does not, another turn.
+        low, high = max(low + 1.2 * over - 0.01, math.log(MIN_NOISE)), low
+    return low, high
+
+
+def _least(excess: Callable[[float], float], low: float, high: float, tolerance: float) -> float:
+    """Find where the excess ends, on the side where there is none."""
+    if low == high:
+        return high
+    found = float(brentq(excess, low, high, xtol=tolerance))
+    while excess(found) > 0:
+        found += tolerance
+    return found
 
 
 @lru_cache(maxsize=4096)
@@ -320,22 +365,11 @@ def _spent(ordered: Counted, delta: float, adjacency: Adjacency) -> Spent:
     )
 
 
-def _check_noise(leaf: Leaf) -> None:
-    if isinstance(leaf, RepeatAndSelect):
-        for part in leaves(leaf.event):
-            _check_noise(part)
-        return
-    noise = leaf.noise_multiplier if isinstance(leaf, Gaussian) else leaf.event.noise_multiplier
-    low, high = _NOISE_RANGE
-    if not low <= noise <= high:
-        raise ConfigError(
-            f"Expected noise_multiplier from {low:g} to {high:g} to account for, got {noise:g}."
-        )
-
-
 def _epsilon(result: Spent) -> float:
     return result.epsilon
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return (
+        isinstance(value, int | float) and not isinstance(value, bool) and bool(abs(value) < 1e300)
+    )

@@ -49,8 +49,8 @@ def interval_for(epsilon: float, delta: float, counted: Mapping[Leaf, int]) -> f
     """
     noise = min(_gaussian(leaf).noise_multiplier for leaf in counted)
     spread = 0.5 / noise**2 + 10 / noise
-    aimed = _AIM * epsilon / rounding_error(counted, delta, 1.0)
-    wanted = max(min(aimed, epsilon / 2e4), epsilon / 2e5, spread / _MOST_BUCKETS)
+    aimed = _AIM * epsilon / _tail(counted, delta)
+    wanted = max(min(aimed, epsilon / 5e3), epsilon / 2e5, spread / _MOST_BUCKETS)
     return next((grid for grid in _GRIDS if grid >= wanted), 1.0)
 
 
@@ -63,10 +63,16 @@ def rounding_error(counted: Mapping[Leaf, int], delta: float, interval: float) -
     T h**2 / 8 + h sqrt(T log(1 / x) / 2) (Hoeffding, Azuma). With x = delta / 200, and as much
     for truncated mass: epsilon at delta exceeds the exact one at 0.99 delta by at most this sum.
     """
-    # Gaussian releases of one kind are one wider Gaussian, rounded once.
-    steps = sum(1 if isinstance(leaf, Gaussian) else n for leaf, n in counted.items())
-    tail = math.log(1 / (_SHARE * delta))
-    return steps * interval**2 / 8 + interval * math.sqrt(steps * tail / 2)
+    return _steps(counted) * interval**2 / 8 + interval * _tail(counted, delta)
+
+
+def _tail(counted: Mapping[Leaf, int], delta: float) -> float:
+    return math.sqrt(_steps(counted) * math.log(1 / (_SHARE * delta)) / 2)
+
+
+def _steps(counted: Mapping[Leaf, int]) -> int:
+    # Plain Gaussian releases of one noise are one wider Gaussian, rounded once.
+    return sum(1 if isinstance(leaf, Gaussian) else n for leaf, n in counted.items())
 
 
 # Composed by halves, each kept: one round more then costs a few convolutions, not all of them.
@@ -97,6 +103,7 @@ def _single(leaf: Leaf, count: int, adjacency: Adjacency, interval: float) -> An
     return PrivacyLossDistribution(composed(AdjacencyType.REMOVE), composed(AdjacencyType.ADD))
 
 
+@lru_cache(maxsize=64)
 def _mass(noise: float, rate: float, direction: AdjacencyType, interval: float) -> Any:
     """Put one release's losses on the grid, as dp-accounting's `from_gaussian_mechanism` does.
 

@@ -33,7 +33,7 @@ class Gaussian:
     def __post_init__(self) -> None:
         if not (_is_number(self.noise_multiplier) and self.noise_multiplier > 0):
             got = repr(self.noise_multiplier)
-            raise ConfigError(f"Expected noise_multiplier to be finite and above 0, got {got}.")
+            raise ConfigError(f"Expected noise_multiplier above 0 and below 1e300, got {got}.")
 
 
 @dataclass(frozen=True, kw_only=True)
