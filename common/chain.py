@@ -135,7 +135,7 @@ def advance(state: State, signed: Signed) -> list[Fault]:
     ]
     state.heads.append(signed.sha256)
     state.time = max(state.time, entry.ts)
-    if not faults or entry.kind == "reserve":
+    if not faults or entry.kind in _FOLLOWED or (entry.kind == "genesis" and seq == 0):
         faults += [
             Fault(seq=seq, code=code, text=text)
             for code, text in _TAKE[entry.kind](state, entry, seq)  # (5) (6)
@@ -144,6 +144,8 @@ def advance(state: State, signed: Signed) -> list[Fault]:
 
 
 Found = Iterator[tuple[str, str]]
+_FOLLOWED: Final = frozenset({"plan", "reserve", "cohort", "opt-out"})
+"""Kinds that later entries build on: taken in with their faults, so that only those are named."""
 
 
 def _belongs(state: State, signed: Signed) -> Found:

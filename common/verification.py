@@ -5,6 +5,7 @@ receipts, (4) epsilon from the reservations, against the budget, (5) plan agains
 """
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from typing import Any, Final
 from common.accounting import Spent, spent
 from common.chain import Fault, State, advance, event_of, receipt_verifies
 from common.entries import parse_line
-from common.errors import SecurityRefused
+from common.errors import ConfigError, SecurityRefused
 from common.mechanism import Event, Leaf, leaves
 from common.privacy_filter import adaptive_epsilon
 from common.signing import PublicKey
@@ -104,7 +105,7 @@ def verify(
     if not body:
         faults.append(Fault(seq=0, code="order", text="expected a genesis, got no entry"))
     faults += _against_receipts(state, receipts)  # (3)
-    by_cohort = {name: spent_of(state, event_of(s)) for name, s in state.spent.items()}  # (4)
+    by_cohort = {name: _spent(state, s) for name, s in state.spent.items()}  # (4)
     faults += _over_budget(state, by_cohort)
     most = max(by_cohort.values(), key=lambda s: s.epsilon, default=None)
     return Verdict(
@@ -136,6 +137,23 @@ def spent_of(state: State, event: Event) -> Spent:
     return replace(
         both, epsilon=bound, accountant=f"Renyi filter at order {state.order:.4g} (adaptive plans)"
     )
+
+
+def _spent(state: State, counted: Mapping[Leaf, int]) -> Spent:
+    """Epsilon of counted releases; infinite where no accountant computes with their noise."""
+    event = event_of(counted)
+    try:
+        return spent_of(state, event) if counted else spent(event, delta=state.caps.delta)
+    except ConfigError:
+        return Spent(
+            epsilon=math.inf,
+            pld=math.inf,
+            rdp=math.inf,
+            delta=state.caps.delta,
+            accountant="none: noise or order outside of what accountants compute with",
+            discretisation=0.0,
+            error=math.inf,
+        )
 
 
 def _whole(data: bytes) -> tuple[list[bytes], bytes]:
@@ -193,7 +211,7 @@ def _first_over(state: State, cohort: str) -> int:
         total: Counter[Leaf] = Counter()
         for reserved in taken[: middle + 1]:
             total.update(leaves(reserved.event))
-        if spent_of(state, event_of(total)).epsilon > state.caps.epsilon * (1 + SLACK):
+        if _spent(state, total).epsilon > state.caps.epsilon * (1 + SLACK):
             high = middle
         else:
             low = middle + 1
