@@ -10,25 +10,37 @@ import click
 from common.errors import ConfedError, ConfigError
 from common.interruption import STATUS, interruptible
 
-GROUP = "confed.commands"
+COMMANDS = "confed.commands"
 EXTRAS = {"common": "model", "client": "site", "server": "server", "simulations": "simulation"}
 """What to install for the sub-commands of a package of ours."""
 
 
 class EntryPointGroup(click.Group):
-    """A click group that finds its commands through entry points and loads them when asked."""
+    """A click group that finds its commands through entry points and loads them when asked.
+
+    Args:
+        points: name of the entry-point group.
+        prefix: words that reach this group, for messages.
+    """
+
+    def __init__(
+        self, *args: Any, points: str = COMMANDS, prefix: str = "confed", **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.points, self.prefix = points, prefix
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Names of the installed sub-commands, sorted."""
-        return sorted({*super().list_commands(ctx), *(p.name for p in entry_points(group=GROUP))})
+        found = (point.name for point in entry_points(group=self.points))
+        return sorted({*super().list_commands(ctx), *found})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The sub-command of that name, or None."""
-        for point in entry_points(group=GROUP, name=cmd_name):
+        for point in entry_points(group=self.points, name=cmd_name):
             try:
                 command = point.load()
             except ModuleNotFoundError as error:
-                return _unloadable(point, error)
+                return self._unloadable(point, error)
             return command if isinstance(command, click.Command) else None
         return super().get_command(ctx, cmd_name)
 
@@ -43,37 +55,39 @@ class EntryPointGroup(click.Group):
         except KeyboardInterrupt:
             raise click.exceptions.Exit(STATUS) from None
         except ModuleNotFoundError as error:
-            for point in entry_points(group=GROUP, name=ctx.invoked_subcommand or ""):
-                raise _missing(point, error) from error
+            for point in entry_points(group=self.points, name=ctx.invoked_subcommand or ""):
+                raise self._missing(point, error) from error
             raise
 
+    def _missing(self, point: EntryPoint, error: ModuleNotFoundError) -> Exception:
+        """What to say of a missing package; a module of our own that is missing is a bug."""
+        package = (error.name or "").partition(".")[0]
+        if not package or package in EXTRAS:
+            return error
+        extra = EXTRAS.get(point.module.partition(".")[0])
+        source = f"confed[{extra}]" if extra else point.dist.name if point.dist else point.module
+        return missing_package(package, f"{self.prefix} {point.name}", source)
 
-def _missing(point: EntryPoint, error: ModuleNotFoundError) -> Exception:
-    """What to say of a missing package; a module of our own that is missing is a bug and stays."""
-    package = (error.name or "").partition(".")[0]
-    if not package or package in EXTRAS:
-        return error
-    extra = EXTRAS.get(point.module.partition(".")[0])
-    source = f"confed[{extra}]" if extra else point.dist.name if point.dist else point.module
+    def _unloadable(self, point: EntryPoint, error: ModuleNotFoundError) -> click.Command:
+        """Stands for a command that does not load, so that the others and `--help` still work."""
+
+        def refuse(_words: tuple[str, ...]) -> NoReturn:
+            raise self._missing(point, error) from error
+
+        return click.Command(
+            point.name,
+            callback=refuse,
+            params=[click.Argument(["_words"], nargs=-1, type=click.UNPROCESSED)],
+            short_help="(not installed whole)",
+            help=f"Cannot be loaded: the package {error.name} is not installed.",
+            context_settings={"ignore_unknown_options": True},
+        )
+
+
+def missing_package(package: str, command: str, source: str) -> ConfigError:
+    """What to say of a package that a command needs, and what to install."""
     return ConfigError(
-        f"Expected the package {package} for `confed {point.name}`, got none; "
-        f"run: pip install '{source}'"
-    )
-
-
-def _unloadable(point: EntryPoint, error: ModuleNotFoundError) -> click.Command:
-    """Stands for a command that does not load, so that the others and `--help` still work."""
-
-    def refuse(_words: tuple[str, ...]) -> NoReturn:
-        raise _missing(point, error) from error
-
-    return click.Command(
-        point.name,
-        callback=refuse,
-        params=[click.Argument(["_words"], nargs=-1, type=click.UNPROCESSED)],
-        short_help="(not installed whole)",
-        help=f"Cannot be loaded: the package {error.name} is not installed.",
-        context_settings={"ignore_unknown_options": True},
+        f"Expected the package {package} for `{command}`, got none; run: pip install '{source}'"
     )
 
 

@@ -35,6 +35,8 @@ class Limits:
     """Most sites of a consortium."""
     ledger_bytes: int = 256 * 1024**2
     """Most bytes of a ledger in one message or file."""
+    audit_json_bytes: int = 256 * 1024**2
+    """Largest file of receipts or of audit results that is read, bytes."""
 
 
 LIMITS = Limits()
