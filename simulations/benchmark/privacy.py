@@ -1,18 +1,13 @@
-"""Rows: secure noise and accounting."""
-
-import itertools
-from collections.abc import Callable
+"""Row: secure noise."""
 
 import numpy as np
 import torch
 
-from common.accounting import calibrate, schedule, spent
 from common.randomness import SecureRandomness
 from simulations.benchmark.clock import Work, alternate, threads
 from simulations.benchmark.rows import Row
 
 NORMALS = 1_000_000
-ROUNDS, RATE, DELTA = 1_000, 0.05, 1e-5
 
 
 def noise_row(*, turns: int) -> Row:
@@ -36,51 +31,6 @@ def noise_row(*, turns: int) -> Row:
         more_is_better=True,
         detail={name: t.plain() for name, t in timings.items()} | {"rates": rates},
     )
-
-
-def accounting_rows(*, turns: int) -> list[Row]:
-    """Seconds for the epsilon of 1,000 equal rounds, and for a calibration."""
-    # Another noise each time: equal questions are answered from memory.
-    noise = (1.0 + i * 1e-6 for i in itertools.count())
-    target = (4.0 + i * 1e-6 for i in itertools.count())
-    variants: dict[str, Work] = {
-        "epsilon": lambda: _epsilon(next(noise)),
-        "opacus": lambda: _opacus(next(noise)),
-        "calibration": lambda: calibrate(
-            epsilon=next(target), delta=DELTA, sample_rate=RATE, steps=ROUNDS
-        ),
-    }
-    timings = alternate(variants, turns=turns, warm=1)
-    detail = {name: t.plain() for name, t in timings.items()}
-    return [
-        Row(
-            name=f"Accounting: epsilon of {ROUNDS:,} equal rounds, PLD and RDP",
-            measured=round(timings["epsilon"].median, 4),
-            unit="s",
-            comparison=f"Opacus PRV {timings['opacus'].median:.2f} s",
-            detail=detail,
-        ),
-        Row(
-            name=f"Accounting: noise for epsilon 4 over {ROUNDS:,} rounds",
-            measured=round(timings["calibration"].median, 4),
-            unit="s",
-            detail=detail,
-        ),
-    ]
-
-
-def _epsilon(noise: float) -> float:
-    event = schedule(noise_multiplier=noise, sample_rate=RATE, steps=ROUNDS)
-    return spent(event, delta=DELTA).epsilon
-
-
-def _opacus(noise: float) -> float:
-    from opacus.accountants import PRVAccountant  # noqa: PLC0415
-
-    accountant = PRVAccountant()
-    accountant.history = [(noise, RATE, ROUNDS)]
-    epsilon: Callable[..., float] = accountant.get_epsilon
-    return epsilon(DELTA)
 
 
 def _millions(rate: float) -> str:

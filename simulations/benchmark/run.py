@@ -54,10 +54,11 @@ def sections(*, quick: bool, ray: bool) -> Iterator[Section]:
     """What is measured, in order; the imports wait until they are needed."""
     from client.session import backbone_for  # noqa: PLC0415
     from common.plan import RecommenderPlan  # noqa: PLC0415
+    from simulations.benchmark.accounting import accounting_rows  # noqa: PLC0415
     from simulations.benchmark.clock import threads  # noqa: PLC0415
     from simulations.benchmark.engine import engine_row  # noqa: PLC0415
     from simulations.benchmark.gradients import gradient_row  # noqa: PLC0415
-    from simulations.benchmark.privacy import accounting_rows, noise_row  # noqa: PLC0415
+    from simulations.benchmark.privacy import noise_row  # noqa: PLC0415
     from simulations.benchmark.start import help_row, start_row  # noqa: PLC0415
     from simulations.benchmark.step import step_rows  # noqa: PLC0415
     from simulations.benchmark.training import (  # noqa: PLC0415
@@ -83,7 +84,7 @@ def sections(*, quick: bool, ray: bool) -> Iterator[Section]:
     with threads(1):
         yield "per-subject gradients", lambda: [gradient_row(exact, subjects=n["subjects"])]
     yield "noise", lambda: [noise_row(turns=n["noise"])]
-    yield "accounting", lambda: accounting_rows(turns=n["accounting"])
+    yield "accounting", lambda: accounting_rows(turns=n["accounting"], quick=quick)
 
 
 def _turns(quick: bool) -> dict[str, int]:

@@ -1,4 +1,5 @@
 import json
+import math
 import sys
 from typing import Any
 
@@ -10,10 +11,12 @@ from common.errors import ConfigError
 from common.mechanism import (
     MAX_COUNT,
     MAX_DEPTH,
+    MAX_SHAPE,
     Composed,
     Event,
     Gaussian,
     PoissonSampled,
+    RepeatAndSelect,
     Repeated,
     from_plain,
     leaves,
@@ -24,6 +27,9 @@ GAUSSIAN = Gaussian(noise_multiplier=1.5)
 SAMPLED = PoissonSampled(sample_rate=0.25, event=GAUSSIAN)
 PLAIN_GAUSSIAN = {"kind": "gaussian", "noise_multiplier": 1.5}
 
+PLAIN_BEST = {"kind": "repeat-and-select", "event": PLAIN_GAUSSIAN, "mean": 10.0, "shape": 1.0}
+KINDS = ["gaussian", "repeated", "composed", "poisson-sampled", "repeat-and-select"]
+
 gaussians = st.builds(Gaussian, noise_multiplier=st.floats(1e-6, 1e6))
 singles = gaussians | st.builds(PoissonSampled, sample_rate=st.floats(1e-9, 1.0), event=gaussians)
 events = st.recursive(
@@ -31,6 +37,12 @@ events = st.recursive(
     lambda inner: (
         st.builds(Repeated, count=st.integers(1, MAX_COUNT), event=inner)
         | st.builds(Composed, events=st.lists(inner, max_size=3).map(tuple))
+        | st.builds(
+            RepeatAndSelect,
+            event=inner,
+            mean=st.floats(1, MAX_COUNT),
+            shape=st.floats(0, MAX_SHAPE) | st.just(math.inf),
+        )
     ),
     max_leaves=4,
 ).filter(lambda event: _levels(event) <= MAX_DEPTH)
@@ -77,7 +89,7 @@ def test_the_plain_form_is_canonical() -> None:
             | st.dictionaries(
                 st.sampled_from(["kind", "event", "events", "count", "noise_multiplier", "x"])
                 | st.text(),
-                inner | st.sampled_from(["gaussian", "repeated", "composed", "poisson-sampled"]),
+                inner | st.sampled_from(KINDS),
                 max_size=4,
             )
         ),
@@ -111,6 +123,19 @@ BAD: list[Any] = [
     {"kind": "poisson-sampled", "sample_rate": 0.5, "event": {"kind": "composed", "events": []}},
     {"kind": "composed", "events": PLAIN_GAUSSIAN},
     {"kind": "composed", "events": [None]},
+    {**PLAIN_BEST, "module_name": "antigravity"},
+    {**PLAIN_BEST, "mean": float("nan")},
+    {**PLAIN_BEST, "mean": 0.5},
+    {**PLAIN_BEST, "mean": MAX_COUNT + 1},
+    {**PLAIN_BEST, "mean": True},
+    {**PLAIN_BEST, "shape": float("nan")},
+    {**PLAIN_BEST, "shape": float("inf")},
+    {**PLAIN_BEST, "shape": "gauss"},
+    {**PLAIN_BEST, "shape": -0.1},
+    {**PLAIN_BEST, "shape": MAX_SHAPE + 1},
+    {**PLAIN_BEST, "shape": None},
+    {**PLAIN_BEST, "event": {"kind": "repeat-and-select"}},
+    {"kind": "repeat-and-select", "event": PLAIN_GAUSSIAN, "mean": 10.0},
     [PLAIN_GAUSSIAN],
     None,
 ]
@@ -186,3 +211,46 @@ def test_leaves_multiply_through_repetitions_and_add_up_over_compositions() -> N
     event = Composed(events=(Repeated(count=5, event=inner), SAMPLED))
     assert leaves(event) == {SAMPLED: 11, GAUSSIAN: 5}
     assert leaves(Composed(events=())) == {}
+
+
+def test_a_selected_best_run_is_one_leaf_of_its_own() -> None:
+    best = RepeatAndSelect(event=Repeated(count=60, event=SAMPLED), mean=10, shape=1)
+    event = Composed(events=(Repeated(count=3, event=best), SAMPLED))
+    assert leaves(event) == {best: 3, SAMPLED: 1}
+
+
+@pytest.mark.parametrize(("shape", "written"), [(1, 1.0), (0.5, 0.5), (math.inf, "poisson")])
+def test_a_selected_best_run_has_one_plain_form_without_infinity(
+    shape: float, written: object
+) -> None:
+    best = RepeatAndSelect(event=GAUSSIAN, mean=10, shape=shape)
+    assert to_plain(best) == {**PLAIN_BEST, "shape": written}
+    assert from_plain(json.loads(json.dumps(to_plain(best), allow_nan=False))) == best
+
+
+@pytest.mark.parametrize("mean", [0, 0.9, MAX_COUNT + 1, float("nan"), float("inf"), True, None])
+def test_fewer_runs_than_one_are_refused(mean: Any) -> None:
+    with pytest.raises(ConfigError, match="mean"):
+        RepeatAndSelect(event=GAUSSIAN, mean=mean, shape=1.0)
+
+
+@pytest.mark.parametrize("shape", [-1, MAX_SHAPE + 1, float("nan"), -math.inf, True, "1", None])
+def test_a_shape_that_is_none_is_refused(shape: Any) -> None:
+    with pytest.raises(ConfigError, match="shape"):
+        RepeatAndSelect(event=GAUSSIAN, mean=2.0, shape=shape)
+
+
+def test_a_selected_best_run_counts_as_a_level_of_depth() -> None:
+    deepest: Event = from_plain(nested(MAX_DEPTH))
+    with pytest.raises(ConfigError, match="at most 8 deep"):
+        RepeatAndSelect(event=deepest, mean=2.0, shape=1.0)
+    value: dict[str, Any] = dict(PLAIN_GAUSSIAN)
+    for _ in range(MAX_DEPTH):
+        value = {**PLAIN_BEST, "event": value}
+    with pytest.raises(ConfigError, match="at most 8 deep"):
+        from_plain(value)
+
+
+def test_only_an_event_can_be_run_again_and_again() -> None:
+    with pytest.raises(ConfigError, match="event"):
+        RepeatAndSelect(event="gaussian", mean=2.0, shape=1.0)  # type: ignore[arg-type]
