@@ -352,7 +352,7 @@ def _spent(ordered: Counted, delta: float, adjacency: Adjacency) -> Spent:
         if by_rdp <= _PLD_CEILING and covers(counted):
             interval = interval_for(by_rdp, delta, counted)
             by_pld = pld_epsilon(counted, delta, adjacency, interval)
-            error = rounding_error(counted, delta, interval)
+            error = rounding_error(counted, delta, interval) if by_pld < math.inf else math.inf
     won = f"PLD at {interval:g}" if by_pld <= by_rdp else "RDP"
     return Spent(
         epsilon=min(by_pld, by_rdp),

@@ -4,9 +4,12 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from dp_accounting.pld import privacy_loss_distribution
+from dp_accounting.pld.privacy_loss_mechanism import AdjacencyType, GaussianPrivacyLoss
 from dp_accounting.privacy_accountant import NeighboringRelation
+from scipy.special import log_ndtr
 
 from common.loss_distribution import (
+    _deltas,
     _single,
     covers,
     interval_for,
@@ -111,6 +114,63 @@ def test_one_gaussian_release_stays_within_its_error_of_the_exact_value() -> Non
         lower = found - rounding_error(counted, DELTA, interval)
         assert tail(0.5 - found) - math.exp(found) * tail(-0.5 - found) <= DELTA
         assert tail(0.5 - lower) - math.exp(lower) * tail(-0.5 - lower) >= 0.99 * DELTA
+
+
+@pytest.mark.parametrize(("count", "noise", "step"), [(60, 9.0, 0.3), (5, 1.0, 0.2), (1, 1.0, 0)])
+@pytest.mark.parametrize("delta", [1e-3, 1e-5, 1e-8, 1e-12])
+def test_different_gaussians_are_never_below_the_one_that_they_add_up_to(
+    count: int, noise: float, step: float, delta: float
+) -> None:
+    noises = [noise + step * i for i in range(count)]
+    mu = math.sqrt(sum(1 / s**2 for s in noises))
+
+    def delta_of(epsilon: float) -> float:
+        # Dong, Roth, Su 2022, corollary 1.
+        return float(
+            np.exp(log_ndtr(mu / 2 - epsilon / mu))
+            - np.exp(epsilon + log_ndtr(-mu / 2 - epsilon / mu))
+        )
+
+    counted: dict[Leaf, int] = {Gaussian(noise_multiplier=s): 1 for s in noises}
+    interval = interval_for(3.0, delta, counted)
+    found = pld_epsilon(counted, delta, "add-or-remove", interval)
+    assert delta_of(found) <= delta * (1 + 1e-9)
+    assert delta_of(found - rounding_error(counted, delta, interval)) >= 0.99 * delta
+
+
+def test_opposite_contributions_are_the_worst_replacement_in_two_dimensions() -> None:
+    rate, noise = 0.3, 0.8
+    side = np.linspace(-7, 7, 701)
+    x, y = np.meshgrid(side, side)
+
+    def density(at: tuple[float, float]) -> np.ndarray:
+        far = (x - at[0]) ** 2 + (y - at[1]) ** 2
+        return np.asarray(np.exp(-far / (2 * noise**2)) / (2 * math.pi * noise**2))
+
+    def stick(epsilon: float, old: tuple[float, float], new: tuple[float, float]) -> float:
+        rest = (1 - rate) * density((0.0, 0.0))
+        p, q = rest + rate * density(old), rest + rate * density(new)
+        return float(np.maximum(p - math.exp(epsilon) * q, 0).sum() * (side[1] - side[0]) ** 2)
+
+    def at(radius: float, degrees: float) -> tuple[float, float]:
+        turn = math.radians(degrees)
+        return radius * math.cos(turn), radius * math.sin(turn)
+
+    others = [(r, a) for r in (0.0, 0.5, 1.0) for a in (0.0, 60.0, 120.0, 170.0, 180.0)]
+    for epsilon in (-0.5, 0.0, 0.5, 1.5):
+        worst = stick(epsilon, (-1.0, 0.0), (1.0, 0.0))
+        for first in (0.5, 1.0):
+            for radius, degrees in others:
+                assert stick(epsilon, at(first, 0.0), at(radius, degrees)) <= worst + 1e-9
+        one_line = float(
+            _deltas(
+                GaussianPrivacyLoss(
+                    noise, sampling_prob=rate, adjacency_type=AdjacencyType.REPLACE
+                ),
+                np.array([epsilon]),
+            )[0]
+        )
+        assert one_line == pytest.approx(worst, abs=1e-4)
 
 
 def test_the_error_grows_with_the_grid_and_with_the_root_of_the_steps() -> None:
