@@ -101,6 +101,8 @@ def fits(budget: Budget, spent_event: Event, next_event: Event, *, adaptive: boo
         ConfigError: Noise that no accountant computes with.
     """
     total = _added(leaves(spent_event), leaves(next_event), 1)
+    if not adaptive and _fits_by_rdp(budget, total):
+        return True
     return _epsilon(budget, adaptive)(total) <= budget.epsilon
 
 
@@ -126,12 +128,8 @@ def rounds_left(
     if adaptive:
         return _last(within, 0, most)
 
-    def by_rdp(rounds: int) -> bool:
-        total = _added(base, one, rounds)
-        return renyi_epsilon(total, budget.delta, "add-or-remove") <= budget.epsilon
-
-    # What RDP allows, the smaller of both allows; from there a PLD is asked few times.
-    start = _last(by_rdp, 0, most)
+    # From what RDP allows, a PLD is asked few times.
+    start = _last(lambda rounds: _fits_by_rdp(budget, _added(base, one, rounds)), 0, most)
     low, high = _gallop(within, start, max(start // 8, 1), most)
     if low < high - 1:
         low = round(brentq(over, low, high, xtol=0.5))
@@ -153,6 +151,13 @@ def _added(base: Counts, one: Counts, rounds: int) -> dict[Leaf, int]:
     for leaf, count in one.items():
         total[leaf] = total.get(leaf, 0) + rounds * count
     return {leaf: count for leaf, count in total.items() if count}
+
+
+def _fits_by_rdp(budget: Budget, counted: Counts) -> bool:
+    """Say whether RDP alone, which is quick, keeps the budget; then the smaller of both does."""
+    for leaf in counted:
+        check_noise(leaf)
+    return renyi_epsilon(counted, budget.delta, "add-or-remove") <= budget.epsilon
 
 
 def _epsilon(budget: Budget, adaptive: bool) -> Callable[[Counts], float]:

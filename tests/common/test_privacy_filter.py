@@ -172,6 +172,14 @@ def test_a_round_that_would_not_fit_alone_is_refused_and_a_smaller_one_taken() -
         assert fits(budget, NOTHING, step(6.0), adaptive=adaptive)
 
 
+def test_what_rdp_alone_would_refuse_may_still_fit() -> None:
+    event = schedule(noise_multiplier=2.0, sample_rate=0.25, steps=60)
+    both = spent(event, delta=DELTA)
+    for epsilon in (both.pld * 0.999, both.pld, (both.pld + both.rdp) / 2, both.rdp * 1.001):
+        budget = Budget(epsilon=epsilon, delta=DELTA)
+        assert fits(budget, NOTHING, event, adaptive=False) == (both.epsilon <= epsilon)
+
+
 def test_cohorts_that_share_no_subject_cost_the_largest() -> None:
     cohorts: dict[str, Event] = {
         "first": schedule(noise_multiplier=3.0, sample_rate=0.25, steps=60),
@@ -195,6 +203,10 @@ BAD: list[tuple[Callable[[], Any], str]] = [
     (lambda: adaptive_epsilon(step(1e7), delta=DELTA, order=8.0), "noise_multiplier"),
     (lambda: order_for(1.0, DELTA, planned=step(1e-9)), "noise_multiplier"),
     (lambda: cohort_epsilon({}, 2.0), "delta"),
+    (
+        lambda: fits(Budget(epsilon=1.0, delta=DELTA), NOTHING, step(1e-9), adaptive=False),
+        "noise_multiplier",
+    ),
     (
         lambda: rounds_left(Budget(epsilon=1.0, delta=DELTA), NOTHING, NOTHING, adaptive=True),
         "releases something",
