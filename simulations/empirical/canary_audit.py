@@ -168,8 +168,8 @@ def power(m: int, *, epsilon: float) -> dict[str, float]:
         caught = _mean_bound(m, noise * middle) > epsilon
         low, high = (middle, high) if caught else (low, middle)
     return {
-        "no_noise": round(eps_lower(m, r, r, delta=DELTA), 3),
-        "correct": round(_mean_bound(m, noise), 3),
+        "no_noise": round(eps_lower(m, r, r, delta=DELTA), 4),
+        "correct": round(_mean_bound(m, noise), 4),
         "noise_share_caught": round(low, 2),
     }
 

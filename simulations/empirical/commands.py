@@ -19,14 +19,14 @@ import click
     "probes",
     type=float,
     multiple=True,
-    help="Claim that is tested, may be given again [1 and 2].",
+    help="Claim that is tested; may be given again.  [default: 1 and 2]",
 )
 @click.option(
     "--seeds",
     type=click.IntRange(1, 1000),
     default=20,
     show_default=True,
-    help="Runs of tier b a claim.",
+    help="Runs of tier b for each claim.",
 )
 @click.option(
     "--canaries",
@@ -35,7 +35,7 @@ import click
     show_default=True,
     help="Canary subjects of tier b.",
 )
-@click.option("--broken", metavar="NAME", help="Audit a deliberately broken mechanism instead.")
+@click.option("--broken", metavar="NAME", help="Audit a broken mechanism instead; see above.")
 @click.option(
     "--self-test", is_flag=True, help="Audit every broken mechanism; all have to be caught."
 )
@@ -46,10 +46,17 @@ import click
 )
 @click.option("--json", "as_lines", is_flag=True, help="Print the JSON alone, one line.")
 def empirical(**options: Any) -> None:
-    """Attack the product's own training step and see whether its claim holds.
+    """Attack the product's own training step.
 
-    Records are made up; nobody is in them. Exit 0 if every check passes, 1 if one fails.
-    """
+    Three tiers see whether the privacy claim holds. Records are made up; nobody is in them.
+
+    \b
+    Broken mechanisms:
+      no-noise, less-noise, one-tensor, no-clip,
+      row-unit, fixed-batches, shuffled-batches, same-seed
+
+    Exit status: 0 every check passes, 1 one fails, 2 wrong input.
+    """  # noqa: D301  (\b is click's mark of a paragraph that is not wrapped)
     from simulations.empirical.run import run_command  # noqa: PLC0415
 
     if not run_command(**options):

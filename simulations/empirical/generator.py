@@ -102,10 +102,10 @@ def _restarts(start: Callable[[], Randomness]) -> Check:
     running = start()
     running.normal(1)
     drawn = [
-        _in_child(lambda: start().normal(_FIRST)),
-        _in_child(lambda: start().normal(_FIRST)),
-        _in_child(lambda: running.normal(_FIRST)),
-        _in_child(lambda: running.normal(_FIRST)),
+        in_child(lambda: start().normal(_FIRST)),
+        in_child(lambda: start().normal(_FIRST)),
+        in_child(lambda: running.normal(_FIRST)),
+        in_child(lambda: running.normal(_FIRST)),
         running.normal(_FIRST),
     ]
     everything = np.concatenate(drawn)
@@ -118,7 +118,7 @@ def _restarts(start: Callable[[], Randomness]) -> Check:
     )
 
 
-def _in_child(draw: Callable[[], NDArray[np.float64]]) -> NDArray[np.float64]:
+def in_child(draw: Callable[[], NDArray[np.float64]]) -> NDArray[np.float64]:
     """What a forked process draws.
 
     Raises:

@@ -23,7 +23,7 @@ from common.objectives import candidates, row_losses
 from common.plan import RecommenderPlan
 from common.randomness import Randomness, SecureRandomness
 from common.recommender import Recommender
-from common.textpath import ActivationStore, TextActivations, TextVectors
+from common.textpath import ActivationStore, ItemSpace, TextActivations, TextVectors
 from common.windows import history_texts, history_views, training_windows
 from simulations.empirical.grants import Quiet, reserved
 
@@ -149,7 +149,12 @@ def subject_losses(site: AuditSite, adapter: dict[str, Tensor]) -> NDArray[np.fl
 
 def item_vectors(catalog: Catalog, backbone: str, *, tokens: int) -> Tensor:
     """Where the frozen backbone puts a catalog's items, float32 (n, d)."""
-    return ActivationStore().item_space(backbone_of(backbone), catalog, tokens=tokens).vectors
+    return _item_space(catalog, backbone, tokens).vectors
+
+
+@cache
+def _item_space(catalog: Catalog, backbone: str, tokens: int) -> ItemSpace:
+    return ActivationStore().item_space(backbone_of(backbone), catalog, tokens=tokens)
 
 
 @cache
@@ -198,8 +203,9 @@ def _texts(site: AuditSite, history: Tensor, backbone: Backbone | None) -> TextV
             pooled=torch.zeros(0, width),
         )
         return TextVectors(silent, torch.zeros(width))
-    plan, store = site.plan, ActivationStore()
+    plan = site.plan
     texts = history_texts(history, site.catalog, items=plan.text_items)
-    made = store.texts(backbone, texts, tokens=plan.text_tokens, top_layers=plan.top_layers)
-    space = store.item_space(backbone, site.catalog, tokens=plan.item_tokens)
-    return TextVectors(made, space.centre)
+    made = ActivationStore().texts(
+        backbone, texts, tokens=plan.text_tokens, top_layers=plan.top_layers
+    )
+    return TextVectors(made, _item_space(site.catalog, site.backbone, plan.item_tokens).centre)

@@ -66,7 +66,8 @@ def _notes(tier: Tier) -> list[str]:
     if tier.name != "b":
         return []
     return [_power(probe) for probe in tier.figures["probes"]] + [
-        f"ε̂ at {tier.figures['confidence']:.0%} confidence a run; {NOT_A_PROOF}."
+        f"ε̂ at {tier.figures['confidence']:.0%} confidence a run; {NOT_A_PROOF}.",
+        "One step with everybody in the batch (sample rate 1); tier a tests the sampler.",
     ]
 
 

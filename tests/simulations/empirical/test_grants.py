@@ -1,0 +1,37 @@
+import numpy as np
+import pytest
+
+from common.errors import OrderError, PrivacyRefused
+from common.grant import ReservedGrant
+from common.randomness import SecureRandomness
+from simulations.empirical.grants import Quiet, reserved
+
+
+def make(**changed: float) -> ReservedGrant:
+    plain = {"noise_multiplier": 1.3, "sample_rate": 0.5, "steps": 2, "clip": 1.0}
+    grant = reserved(**{**plain, **changed}, randomness=SecureRandomness())
+    assert isinstance(grant, ReservedGrant)
+    return grant
+
+
+def test_a_noisy_update_is_paid_for_by_a_real_reservation() -> None:
+    grant = make()
+    assert (grant.noise_multiplier, grant.sample_rate, grant.steps) == (1.3, 0.5, 2)
+    grant.sample(10)
+    assert grant.noise(5).shape == (5,)
+    grant.sample(10)
+    with pytest.raises(OrderError):
+        grant.sample(10)
+
+
+def test_the_ledgers_caps_hold_for_an_audit_too() -> None:
+    with pytest.raises(PrivacyRefused):
+        make(noise_multiplier=0.001)
+
+
+def test_a_comparison_has_samples_and_no_noise() -> None:
+    quiet = Quiet(sample_rate=1.0, steps=1, randomness=SecureRandomness())
+    assert np.array_equal(quiet.sample(4), np.arange(4))
+    assert quiet.noise_multiplier == 0.0
+    with pytest.raises(OrderError, match="no noise"):
+        quiet.noise(3)
