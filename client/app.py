@@ -7,12 +7,13 @@ from enum import IntEnum
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from client.permits import PermitSource, deployed_permits
 from client.session import session_for
 from client.site import RandomnessSource, SiteRecords, SiteSource, open_configured_site
 from common.errors import ConfedError, ConfigError, DataError, ModelError, RefusedError
 from common.randomness import SecureRandomness
 from common.textpath import ActivationStore
-from common.wire import Identity, pack_identity, pack_update, unpack_order
+from common.wire import Identity, pack_answer, pack_identity, unpack_order
 
 LOG = logging.getLogger("confed.site")
 IN_MEMORY = ActivationStore()
@@ -48,6 +49,7 @@ def build(
     open_site: SiteSource = open_configured_site,
     randomness: RandomnessSource = lambda _site, _round: SecureRandomness(),
     store: ActivationStore = IN_MEMORY,
+    permits: PermitSource = deployed_permits,
 ) -> ClientApp:
     """Assemble a ClientApp.
 
@@ -55,6 +57,7 @@ def build(
         open_site: where a node's records come from.
         randomness: of samples and noise; a deployed site has the secure one and no other.
         store: of activations; in memory at a deployed site.
+        permits: the ledgers that pay; a deployed site has its own and no other.
     """
     app = ClientApp()
 
@@ -70,10 +73,11 @@ def build(
                 context.run_id,
                 str(context.node_id),
                 order.plan,
-                lambda: open_site(context),
-                store,
+                open_site=lambda: open_site(context),
+                store=store,
+                permits=permits,
             )
-            return pack_update(session.train(order, adapter, randomness), number=order.round)
+            return pack_answer(session.train(order, adapter, randomness))
 
         return _answered(message, body)
 

@@ -1,12 +1,16 @@
 """The egress gate: the last code at a site before the network, and the only door.
 
-Passes named float32 arrays of the expected shapes, finite, within a public bound; nothing else.
+Passes the very bytes that the ledger's release names: named float32 arrays of the expected shapes,
+finite, within a public bound; nothing else.
 """
 
+import hashlib
 import math
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load
 
 from client.optimizer import NORM_SLACK, largest_batch
 from common.errors import SecurityRefused
@@ -34,17 +38,27 @@ def update_bound(plan: RunPlan, *, noise_multiplier: float, size: int, expected:
     return 1.01 * plan.federation.local_steps * plan.federation.client_learning_rate * step
 
 
-def pass_out(update: Tensors, *, shapes: dict[str, tuple[int, ...]], bound: float) -> Tensors:
-    """Check an update and return it unchanged.
+def pass_out(
+    payload: bytes, *, released: str, shapes: dict[str, tuple[int, ...]], bound: float
+) -> Tensors:
+    """Check a payload and return what it holds.
 
     Args:
-        update: what training made.
+        payload: what training made, or what was kept of an earlier answer.
+        released: SHA-256 that the ledger's release names.
         shapes: exactly the tensors that may leave, with their shapes.
         bound: largest length of all of them together.
 
     Raises:
-        SecurityRefused: a name, shape, dtype, a non-finite number or the length is not allowed.
+        SecurityRefused: another hash, or a name, shape, dtype, a non-finite number or the length
+            is not allowed.
     """
+    if hashlib.sha256(payload).hexdigest() != released:
+        raise SecurityRefused("Expected the bytes that were released, got others.")
+    try:
+        update: Tensors = load(payload)
+    except SafetensorError:
+        raise SecurityRefused("Expected tensors in the released bytes, got others.") from None
     if set(update) != set(shapes):
         raise SecurityRefused("Expected exactly the adapter's tensors in the update.")
     for name, value in update.items():

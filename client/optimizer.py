@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from client.per_subject import GradSample
 from common.errors import OrderError
-from common.randomness import Randomness
+from common.grant import Grant
 
 GRID_BITS = 30
 """The grid's step is 2**(floor(log2 C) - 30)."""
@@ -33,28 +33,26 @@ class SubjectDPOptimizer(DPOptimizer):  # type: ignore[misc]
 
     Args:
         optimizer: the ordinary optimizer that takes the noisy mean.
-        noise_multiplier: noise standard deviation over sensitivity; 0 for non-private baselines.
+        grant: the reserved event's noise, and how much of it.
         max_grad_norm: C, largest length of one subject's gradient over all parameters.
         expected_batch_size: public denominator.
-        randomness: where noise comes from.
     """
 
     def __init__(
         self,
         optimizer: Optimizer,
         *,
-        noise_multiplier: float,
+        grant: Grant,
         max_grad_norm: float,
         expected_batch_size: float,
-        randomness: Randomness,
     ) -> None:
         super().__init__(
             optimizer,
-            noise_multiplier=noise_multiplier,
+            noise_multiplier=grant.noise_multiplier,
             max_grad_norm=max_grad_norm,
             expected_batch_size=expected_batch_size,
         )
-        self._randomness = randomness
+        self._grant = grant
         self.grid = 2.0 ** (math.floor(math.log2(max_grad_norm)) - GRID_BITS)
 
     @property
@@ -126,7 +124,7 @@ class SubjectDPOptimizer(DPOptimizer):  # type: ignore[misc]
             # In place: a fresh array of a large adapter costs more than the arithmetic.
             steps = p.summed_grad.div_(self.grid).round_()
             if scale > 0:
-                noise = torch.from_numpy(self._randomness.normal(p.numel())).mul_(scale).round_()
+                noise = torch.from_numpy(self._grant.noise(p.numel())).mul_(scale).round_()
                 steps += noise.view(p.shape).to(p.device)
             p.grad = steps.mul_(self.grid).to(p.dtype)
 

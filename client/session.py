@@ -4,74 +4,127 @@ Sessions live in a table of this module, because Flower's simulation engine load
 each message and keeps imported modules. Sensitive: everything but the update that leaves.
 """
 
+import hashlib
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 
 from client.egress import pass_out, update_bound
+from client.opt_out import NOBODY, OptOuts, read_opt_outs
+from client.permits import Permits, PermitSource
 from client.site import RandomnessSource, SiteRecords, check_caps
 from client.training import Mechanism, SiteTrainer
+from common.adapter import tensors_sha256
 from common.backbone import Backbone, load_backbone
 from common.errors import PrivacyRefused, SecurityRefused
+from common.grant import Grant
 from common.interactions import require_subjects
+from common.ledger import PlanRequest
+from common.mechanism import Event, Gaussian, PoissonSampled, Repeated
 from common.plan import RecommenderPlan, RunPlan
+from common.receipts import Receipt, require_same_heads
 from common.recommender import Recommender, is_text
 from common.spending import noise_of
 from common.textpath import ActivationStore, TextVectors
 from common.windows import history_texts, training_windows
-from common.wire import Order, Tensors
+from common.wire import Answer, Order, Tensors, to_payload
 
 
 class Session:
     """One site in one run.
 
     Args:
+        run: name of the run.
         records: the site.
         plan: of the run; checked against the site's caps.
         backbone: the frozen model, shared by every session of this process.
         store: of activations.
+        permits: the site's ledger.
 
     Raises:
-        PrivacyRefused: the plan asks for more than the site allows.
+        PrivacyRefused: the plan asks for more than the site allows, or than is left.
         ConfigError: the plan's privacy part does not hold together.
     """
 
     def __init__(
-        self, records: SiteRecords, plan: RunPlan, *, backbone: Backbone, store: ActivationStore
+        self,
+        run: str,
+        records: SiteRecords,
+        plan: RunPlan,
+        *,
+        backbone: Backbone,
+        store: ActivationStore,
+        permits: Permits,
     ) -> None:
-        self.records, self.plan = records, plan
+        self.run, self.records, self.plan, self.permits = run, records, plan, permits
         # The declared number, which is public: the real one would show in what is refused.
         self.noise_multiplier = noise_of(plan, subjects=records.declared_subjects)
         check_caps(plan, self.noise_multiplier, records.caps)
         require_subjects(records.interactions)
-        self._rounds: set[int] = set()
+        permits.plan(self._request(backbone))
         self._lock = threading.Lock()
-        self._trainer = _trainer(records, plan, self.noise_multiplier, backbone, store)
+        self._trainer = _trainer(records, plan, backbone, store)
+        self._opt_outs: OptOuts = NOBODY
+        self._acknowledged = -1
 
-    def train(self, order: Order, adapter: Tensors, randomness: RandomnessSource) -> Tensors:
-        """The update of one round, through the egress gate.
+    def _request(self, backbone: Backbone) -> PlanRequest:
+        plan = self.plan
+        events: dict[str, tuple[Event, int]] = {}
+        if plan.privacy.private:
+            events["train"] = (round_event(plan, self.noise_multiplier), plan.federation.rounds)
+        return PlanRequest(
+            run=self.run,
+            events=events,
+            max_grad_norm=plan.privacy.max_grad_norm,
+            plan_sha256=hashlib.sha256(plan.to_json().encode()).hexdigest(),
+            backbone_sha256=backbone.digest,
+            catalog_sha256=self.records.catalog.digest,
+        )
+
+    def train(self, order: Order, adapter: Tensors, randomness: RandomnessSource) -> Answer:
+        """The answer to one round, through the egress gate.
+
+        A round that was answered before is answered with the same bytes, which cost nothing.
 
         Raises:
-            PrivacyRefused: the round was already paid for, or is not in the plan.
-            SecurityRefused: an adapter with other tensors than the plan's, or not finite.
+            PrivacyRefused: over the budget, or not in the plan.
+            SecurityRefused: an adapter with other tensors than the plan's or not finite, or
+                receipts for a ledger that is not this one.
         """
         with self._lock:
             self._admit(adapter)
-            self._reserve(order.round)
-            return self._train(order, adapter, randomness)
+            receipt = self._check_receipts(order.receipts)
+            asked = {"run": self.run, "number": order.round, "model_sha256": _model(order, adapter)}
+            payload = self.permits.stored(**asked)  # type: ignore[arg-type]
+            if payload is None:
+                self._leave_out_opt_outs()
+                grant = self.permits.reserve(
+                    **asked,  # type: ignore[arg-type]
+                    randomness=randomness(self.records.name, order.round),
+                    receipt=self._new(receipt),
+                )
+                payload = to_payload(self._update(order, adapter, grant))
+                released = self.permits.release(grant, payload)
+            else:
+                released = hashlib.sha256(payload).hexdigest()
+            update = self._out(order, payload, released)
+            lines = self.permits.lines_after(-1 if receipt is None else receipt.seq)
+            return Answer(round=order.round, update=update, lines=lines)
 
-    def _train(self, order: Order, adapter: Tensors, randomness: RandomnessSource) -> Tensors:
-        federation = self.plan.federation
-        train_text = order.round <= federation.text_rounds
+    def _update(self, order: Order, adapter: Tensors, grant: Grant) -> Tensors:
         update = self._trainer.update(
             {name: torch.from_numpy(np.array(value)) for name, value in adapter.items()},
-            steps=federation.local_steps,
-            train_text=train_text,
+            train_text=order.round <= self.plan.federation.text_rounds,
             public_seed=self.plan.seed * 1_000_003 + order.round,
-            randomness=randomness(self.records.name, order.round),
+            grant=grant,
         )
+        return {name: value.numpy() for name, value in update.items()}
+
+    def _out(self, order: Order, payload: bytes, released: str) -> Tensors:
+        train_text = order.round <= self.plan.federation.text_rounds
         shapes = {
             name: tuple(p.shape)
             for name, p in self._trainer.model.trainable()
@@ -83,8 +136,7 @@ class Session:
             size=sum(int(np.prod(s)) for s in shapes.values()),
             expected=self._trainer.mechanism.expected_batch_size,
         )
-        arrays = {name: value.numpy() for name, value in update.items()}
-        return pass_out(arrays, shapes=shapes, bound=bound)
+        return pass_out(payload, released=released, shapes=shapes, bound=bound)
 
     def _admit(self, adapter: Tensors) -> None:
         shapes = self._trainer.model.read_shapes()
@@ -93,19 +145,57 @@ class Session:
         if not all(np.isfinite(value).all() for value in adapter.values()):
             raise SecurityRefused("Expected finite numbers in the adapter, got others.")
 
-    def _reserve(self, number: int) -> None:
-        if not 1 <= number <= self.plan.federation.rounds or number in self._rounds:
-            raise PrivacyRefused(
-                f"Expected a new round between 1 and {self.plan.federation.rounds}, got "
-                f"{number}: its noise would not be in the plan."
+    def _check_receipts(self, receipts: tuple[Receipt, ...]) -> Receipt | None:
+        """The server's receipt for this site.
+
+        A ledger that lacks what the server has seen is an old backup or a fork.
+        """
+        if not receipts:
+            return None
+        require_same_heads(receipts)
+        mine = next((r for r in receipts if r.site == self.records.name), None)
+        if mine is not None and not self.permits.knows(mine.seq, mine.head):
+            raise SecurityRefused(
+                "Expected the ledger that the server has seen, got another: an old backup or a "
+                "fork; bring the newest ledger back."
             )
-        self._rounds.add(number)
+        return mine
+
+    def _new(self, receipt: Receipt | None) -> dict[str, Any] | None:
+        """What the ledger keeps of a receipt that it does not hold yet."""
+        if receipt is None or receipt.seq <= self._acknowledged:
+            return None
+        self._acknowledged = receipt.seq
+        return receipt.details()
+
+    def _leave_out_opt_outs(self) -> None:
+        if self.records.ledger is None:
+            return
+        current = read_opt_outs(self.records.ledger)
+        if current.commitment != self._opt_outs.commitment:
+            self.permits.opt_out(current.commitment)
+            positions = current.positions(self.records.interactions.subject_ids)
+            self._trainer.leave_out(torch.from_numpy(positions))
+            self._opt_outs = current
+
+
+def round_event(plan: RunPlan, noise_multiplier: float) -> Event:
+    """What one round of a plan costs at one site."""
+    gaussian = Gaussian(noise_multiplier=noise_multiplier)
+    step = PoissonSampled(sample_rate=plan.privacy.sample_rate, event=gaussian)
+    steps = plan.federation.local_steps
+    return step if steps == 1 else Repeated(count=steps, event=step)
+
+
+def _model(order: Order, adapter: Tensors) -> str:
+    """Hash of what is asked: round, plan and adapter."""
+    body = f"{order.round}|{order.plan.to_json()}|{tensors_sha256(adapter)}"
+    return hashlib.sha256(body.encode()).hexdigest()
 
 
 def _trainer(
     records: SiteRecords,
     plan: RunPlan,
-    noise_multiplier: float,
     backbone: Backbone,
     store: ActivationStore,
 ) -> SiteTrainer:
@@ -135,9 +225,7 @@ def _trainer(
         texts=TextVectors(activations, space.centre),
         vectors=space.vectors,
         mechanism=Mechanism(
-            noise_multiplier=noise_multiplier,
             max_grad_norm=privacy.max_grad_norm,
-            sample_rate=privacy.sample_rate,
             expected_batch_size=privacy.sample_rate * records.declared_subjects,
             micro_batch=plan.federation.micro_batch,
         ),
@@ -152,7 +240,13 @@ _OPENING: dict[tuple[int, str], threading.Lock] = {}
 
 
 def session_for(
-    run: int, name: str, plan: RunPlan, open_site: Callable[[], SiteRecords], store: ActivationStore
+    run: int,
+    name: str,
+    plan: RunPlan,
+    *,
+    open_site: Callable[[], SiteRecords],
+    store: ActivationStore,
+    permits: PermitSource,
 ) -> Session:
     """The session of a site in a run, opened at its first message.
 
@@ -165,8 +259,14 @@ def session_for(
     with lock:
         if key not in _SESSIONS:
             records = open_site()
-            backbone = backbone_for(plan.recommender)
-            _SESSIONS[key] = Session(records, plan, backbone=backbone, store=store)
+            _SESSIONS[key] = Session(
+                str(run),
+                records,
+                plan,
+                backbone=backbone_for(plan.recommender),
+                store=store,
+                permits=permits(records, plan),
+            )
         if _SESSIONS[key].plan != plan:
             raise PrivacyRefused("Expected the plan of the run's first message, got another.")
         return _SESSIONS[key]

@@ -11,24 +11,14 @@ from typing import Literal
 from flwr.app import Context
 
 from common.accounting import schedule, spent
+from common.caps import SiteCaps
 from common.catalog import Catalog, read_catalog
 from common.errors import ConfigError, PrivacyRefused
 from common.interactions import Interactions, read_interactions, require_subjects
 from common.plan import RunPlan
 from common.randomness import Randomness
 
-
-@dataclass(frozen=True, kw_only=True)
-class SiteCaps:
-    """What the site's owner allows at most, whatever a server asks."""
-
-    epsilon: float = 10.0
-    delta: float = 1e-4
-    sample_rate: float = 1.0
-    max_grad_norm: float = 10.0
-    noise_multiplier: float = 0.3
-    """Least noise."""
-    private_only: bool = True
+DEFAULT_CAPS = SiteCaps()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +32,8 @@ class SiteRecords:
         interactions: private; what the site trains on.
         declared_subjects: public figure of the contract, the denominator of the mean.
         caps: of the site's owner.
+        ledger: folder of the site's ledger and opt-outs; None where a simulation keeps them.
+        reply_at: share of a round's time that passes before any answer leaves, 0 for at once.
     """
 
     name: str
@@ -49,13 +41,17 @@ class SiteRecords:
     catalog: Catalog
     interactions: Interactions
     declared_subjects: int
-    caps: SiteCaps = SiteCaps()
+    caps: SiteCaps = DEFAULT_CAPS
+    ledger: Path | None = None
+    reply_at: float = 0.0
 
     def __post_init__(self) -> None:
         if self.declared_subjects < 1:
             raise ConfigError(
                 f"Expected declared subjects of 1 or more, got {self.declared_subjects}."
             )
+        if not 0 <= self.reply_at < 1:
+            raise ConfigError(f"Expected reply-at in [0, 1), got {self.reply_at}.")
 
 
 SiteSource = Callable[[Context], SiteRecords]
@@ -140,6 +136,8 @@ def _deployed(config: dict[str, bool | float | int | str]) -> SiteRecords:
         interactions=interactions,
         declared_subjects=int(config["declared-subjects"]),
         caps=caps,
+        ledger=Path(str(config["ledger"])) if "ledger" in config else None,
+        reply_at=float(config.get("reply-at", 0.0)),
     )
 
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from client.optimizer import SubjectDPOptimizer
 from client.per_subject import Dense, Grouping, convert, keep
 from common.errors import OrderError
+from common.grant import Grant
 from common.objectives import candidates, draw_negatives, row_losses
-from common.randomness import Randomness
 from common.recommender import Recommender, is_text
 from common.textpath import TextVectors
 from common.windows import Windows, history_views
@@ -22,19 +22,15 @@ from common.windows import Windows, history_views
 
 @dataclass(frozen=True, kw_only=True)
 class Mechanism:
-    """What one DP step at this site does.
+    """What one DP step at this site does, besides the noise and the rate that its grant pays for.
 
     Attributes:
-        noise_multiplier: 0 only for a baseline that makes no privacy claim.
         max_grad_norm: C.
-        sample_rate: Poisson rate q.
         expected_batch_size: public denominator, q times the declared number of subjects.
         micro_batch: subjects in memory at once.
     """
 
-    noise_multiplier: float
     max_grad_norm: float
-    sample_rate: float
     expected_batch_size: float
     micro_batch: int
 
@@ -47,7 +43,7 @@ class SiteTrainer:
         windows: the site's training windows.
         texts: text vectors and cached activations of the same windows.
         vectors: float32 (n, d), item vectors of the catalog.
-        mechanism: noise, clip, rate.
+        mechanism: clip, denominator, memory.
         learning_rate: of the plain SGD step that takes the noisy mean.
     """
 
@@ -70,48 +66,48 @@ class SiteTrainer:
         self.windows, self.texts, self.vectors = windows, texts, vectors
         self.mechanism = mechanism
         self.learning_rate = learning_rate
+        self._present = torch.ones(windows.subjects, dtype=torch.bool)
+
+    def leave_out(self, subjects: Tensor) -> None:
+        """Train without these subjects from the next step on; int64 positions, those opted out."""
+        self._present = torch.ones(self.windows.subjects, dtype=torch.bool)
+        self._present[subjects] = False
 
     def update(
         self,
         tensors: dict[str, Tensor],
         *,
-        steps: int,
         train_text: bool,
         public_seed: int,
-        randomness: Randomness,
+        grant: Grant,
     ) -> dict[str, Tensor]:
-        """Run `steps` DP steps from `tensors` and return new minus old, float32 on the CPU.
+        """Run every step of the grant from `tensors`; return new minus old, float32 on the CPU.
 
         Args:
             tensors: the adapter of the round.
-            steps: DP steps, each one draw of noise.
             train_text: whether LoRA is trained in this round; else it is frozen and not sent.
             public_seed: draws the public candidate samples.
-            randomness: Poisson samples and noise of these steps.
+            grant: pays for the steps, and draws their samples and noise.
         """
         self.model.load(tensors)
         self.texts.adapter_changed(self.model.text)
         chosen = {name: p for name, p in self.model.trainable() if train_text or not is_text(name)}
         before = {name: p.detach().clone() for name, p in chosen.items()}
-        optimizer = self._optimizer(list(chosen.values()), randomness)
+        optimizer = self._optimizer(list(chosen.values()), grant)
         generator = torch.Generator().manual_seed(public_seed)
-        for _ in range(steps):
-            sample = torch.from_numpy(  # (1)
-                randomness.poisson_sample(self.windows.subjects, self.mechanism.sample_rate)
-            )
+        for _ in range(grant.steps):
+            sample = torch.from_numpy(grant.sample(self.windows.subjects))  # (1)
+            sample = sample[self._present[sample]]
             self._step(optimizer, sample, generator, train_text=train_text)
         return {name: (p.detach() - before[name]).cpu() for name, p in chosen.items()}
 
-    def _optimizer(
-        self, chosen: list[torch.nn.Parameter], randomness: Randomness
-    ) -> SubjectDPOptimizer:
+    def _optimizer(self, chosen: list[torch.nn.Parameter], grant: Grant) -> SubjectDPOptimizer:
         m = self.mechanism
         return SubjectDPOptimizer(
             torch.optim.SGD(chosen, lr=self.learning_rate),
-            noise_multiplier=m.noise_multiplier,
+            grant=grant,
             max_grad_norm=m.max_grad_norm,
             expected_batch_size=m.expected_batch_size,
-            randomness=randomness,
         )
 
     def _step(

@@ -290,13 +290,23 @@ class Ledger:
     @property
     def budget(self) -> Budget:
         """The owner's budget."""
-        caps = self._journal.state.caps
-        return Budget(epsilon=caps.epsilon, delta=caps.delta)
+        state = self._journal.state
+        return Budget(epsilon=state.caps.epsilon, delta=state.caps.delta, order=state.order)
 
     def state(self) -> State:
         """What all entries add up to, read anew; not to be changed."""
         with self._journal.transaction() as state:
             return state
+
+    @property
+    def public_key(self) -> str:
+        """Of the key that the ledger began with, 64 hexadecimal digits."""
+        return self.state().keys[0].hex
+
+    def knows(self, seq: int, head: str) -> bool:
+        """Whether the line of that number has that hash."""
+        heads = self.state().heads
+        return 0 <= seq < len(heads) and heads[seq] == head
 
     def lines_after(self, seq: int) -> bytes:
         """The lines from `seq` + 1 on, for a server that has seen the ones before."""

@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, Protocol
 
-from common.errors import ConfigError, SecurityRefused
+from common.durable import sync_folder, write_atomic
+from common.errors import SecurityRefused
 
 LEDGER_NAME: Final = "ledger.jsonl"
 KEY_NAME: Final = "signing-key.pem"
@@ -55,8 +56,7 @@ class LedgerFile:
         folder: made if it is not there.
 
     Raises:
-        ConfigError: the folder cannot be made or written to.
-        SecurityRefused: the ledger is a link or no plain file.
+        SecurityRefused: the folder cannot be written to, or the ledger is a link or no plain file.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -68,7 +68,7 @@ class LedgerFile:
                 raise SecurityRefused(f"Expected {self.path} to be a plain file, got another kind.")
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
             os.close(os.open(self.path, flags, 0o600))
-            _sync_folder(folder)
+            sync_folder(folder)
         except OSError as error:
             raise _unwritable(self.path, error) from None
 
@@ -129,7 +129,7 @@ class LedgerFile:
         torn = self.read(offset)
         name = f"torn-{hashlib.sha256(torn).hexdigest()[:12]}"
         try:
-            _write_durably(self.folder / name, torn)
+            write_atomic(self.folder / name, torn, mode=0o600)
             os.ftruncate(self._file(), offset)
             os.fsync(self._file())
         except OSError as error:
@@ -143,7 +143,7 @@ class LedgerFile:
         """
         try:
             (self.folder / "outbox").mkdir(exist_ok=True, mode=0o700)
-            _write_durably(self.folder / "outbox" / name, payload)
+            write_atomic(self.folder / "outbox" / name, payload, mode=0o600)
         except OSError as error:
             raise _unwritable(self.folder / "outbox", error) from None
 
@@ -181,30 +181,6 @@ def _lock(number: int, path: Path) -> None:
             return
 
 
-def _write_durably(path: Path, data: bytes) -> None:
-    """Temporary file, fsync, replace, fsync of the folder."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        number = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(number, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    except OSError:
-        draft.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    number = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
-
-
-def _unwritable(path: Path, error: OSError) -> ConfigError | SecurityRefused:
+def _unwritable(path: Path, error: OSError) -> SecurityRefused:
     told = f"Expected to write {path}, got '{error.strerror}'; nothing was sent."
     return SecurityRefused(told)

@@ -3,7 +3,7 @@
 Down: `adapter` (arrays), `order` (round, plan) and `heads` (the server's receipts for every site's
 ledger). Up: `update` (arrays), `answer` (round) and `ledger` (the site's lines since its receipt).
 A query is answered by `identity`: site, domain, catalog digest and size, declared number of
-subjects, public key, all public.
+subjects, all public.
 """
 
 import json
@@ -11,12 +11,13 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from numpy.typing import NDArray
+from safetensors.numpy import save
 
-from common.entries import is_sha
 from common.errors import SecurityRefused
 from common.limits import LIMITS
 from common.plan import RunPlan, plan_from_json
@@ -67,8 +68,6 @@ class Identity:
     items: int
     catalog: str
     declared_subjects: int
-    public_key: str = ""
-    """Of the site's ledger, 64 hexadecimal digits; empty where there is none."""
 
 
 def pack_order(order: Order, adapter: ArrayRecord) -> RecordDict:
@@ -101,13 +100,17 @@ def _receipts(heads: object) -> tuple[Receipt, ...]:
     texts = heads.get("receipts") if isinstance(heads, ConfigRecord) else None
     if not isinstance(texts, list) or len(texts) > LIMITS.sites:
         raise SecurityRefused("Expected receipts in heads, got something else.")
+    return tuple(receipt_from_plain(_object(text)) for text in texts)
+
+
+def _object(text: object) -> dict[str, Any]:
     try:
-        values = [json.loads(text) for text in texts if isinstance(text, str)]
+        value = json.loads(text) if isinstance(text, str) else None
     except (ValueError, RecursionError):
-        raise SecurityRefused("Expected receipts as JSON, got other text.") from None
-    if not all(isinstance(value, dict) for value in values):
+        value = None
+    if not isinstance(value, dict):
         raise SecurityRefused("Expected receipts as JSON objects, got others.")
-    return tuple(receipt_from_plain(value) for value in values)
+    return value
 
 
 def pack_answer(answer: Answer) -> RecordDict:
@@ -159,9 +162,8 @@ def unpack_identity(content: RecordDict) -> Identity:
     counted = _is_count(record.get("items"), LIMITS.items) and _is_count(
         record.get("declared_subjects"), LIMITS.declared_subjects
     )
-    key = record.get("public_key")
-    if not named or not counted or len(record) != 6 or not (key == "" or is_sha(key)):
-        raise SecurityRefused("Expected the six public facts of a site in an identity.")
+    if not named or not counted or len(record) != 5:
+        raise SecurityRefused("Expected the five public facts of a site in an identity.")
     return Identity(**dict(record))  # type: ignore[arg-type]
 
 
@@ -171,6 +173,11 @@ def _is_name(value: object) -> bool:
 
 def _is_count(value: object, most: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= most
+
+
+def to_payload(update: Tensors) -> bytes:
+    """An update as the bytes that a release in a ledger names (safetensors, names sorted)."""
+    return bytes(save({name: np.ascontiguousarray(update[name]) for name in sorted(update)}))
 
 
 def to_record(tensors: Tensors) -> ArrayRecord:

@@ -13,9 +13,12 @@ from flwr.serverapp import Grid, ServerApp
 from common.adapter import save_adapter
 from common.backbone import Backbone, load_backbone
 from common.errors import ConfigError, SecurityRefused
+from common.ledger_file import KEY_NAME
 from common.plan import RunPlan, parse
 from common.recommender import Recommender
+from common.signing import SigningKey, read_signing_key
 from common.wire import Identity, Tensors, to_record, unpack_identity
+from server.heads import HeadBook
 from server.strategy import Member, make_strategy
 
 LOG = logging.getLogger("confed.server")
@@ -31,6 +34,7 @@ def build(
     on_round: OnRound | None = None,
     backbone: Backbone | None = None,
     weights: Mapping[str, float] | None = None,
+    heads: HeadBook | None = None,
 ) -> ServerApp:
     """Assemble a ServerApp.
 
@@ -39,6 +43,8 @@ def build(
         on_round: told the released adapter after round 0, 1, …; a simulation watches here.
         backbone: the frozen model, when the process holds it already.
         weights: contract weight by site, 1 where none is given.
+        heads: memory of the sites' ledgers; None takes the run configuration's folder `heads`, or
+            this run's memory alone.
     """
     app = ServerApp()
 
@@ -49,7 +55,8 @@ def build(
         agreed = agreed.with_domains(declared_subjects(members.values()))
         frozen = backbone if backbone is not None else load_backbone(agreed.recommender.backbone)
         initial = initial_adapter(agreed, members.values(), frozen)  # (3)
-        strategy = make_strategy(agreed, members, initial)
+        book = heads if heads is not None else configured_heads(context.run_config)
+        strategy = make_strategy(agreed, members, initial, heads=book, run=str(context.run_id))
 
         def watch(number: int, _arrays: ArrayRecord) -> MetricRecord | None:
             if on_round is not None:
@@ -74,6 +81,25 @@ def build(
     return app
 
 
+def configured_heads(config: Mapping[str, Any]) -> HeadBook:
+    """The server's memory of ledgers in the folder that the run configuration names.
+
+    Raises:
+        ConfigError: the folder cannot be written to.
+        SecurityRefused: what is in it does not verify.
+    """
+    named = str(config.get("heads", ""))
+    if not named:
+        LOG.warning("no folder for heads: an old ledger is noticed within this run alone")
+        return HeadBook(SigningKey.generate())
+    folder = Path(named)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / KEY_NAME
+    if not path.exists():
+        SigningKey.generate().write(path)
+    return HeadBook(read_signing_key(path), folder)
+
+
 def declared_subjects(members: Iterable[Member]) -> dict[str, int]:
     """Declared subjects of each domain over its sites."""
     sizes: dict[str, int] = {}
@@ -91,7 +117,7 @@ def plan_from_run_config(config: Mapping[str, Any]) -> RunPlan:
     """
     nested: dict[str, Any] = {}
     for key, value in config.items():
-        if key in {"out", "sites"}:
+        if key in {"out", "sites", "heads"}:
             continue
         *path, leaf = key.replace("-", "_").split(".")
         target = nested

@@ -20,8 +20,18 @@ from common.errors import ConfedError, RefusedError, SecurityRefused
 from common.plan import RunPlan
 from common.recommender import held_by, is_text, kind_of, read_by
 from common.spending import noise_of
-from common.wire import Identity, Order, Tensors, pack_order, to_record, to_tensors, unpack_update
+from common.wire import (
+    Identity,
+    Order,
+    Tensors,
+    pack_order,
+    to_payload,
+    to_record,
+    to_tensors,
+    unpack_answer,
+)
 from server.aggregation import weighted_mean
+from server.heads import HeadBook
 
 LOG = logging.getLogger("confed.server")
 LEARNING_RATES = {"fedadam-mini": 0.007, "fedadam": 0.003, "fedavgm": 0.5, "fedavg": 3.0}
@@ -43,6 +53,8 @@ class _Collect(FedAvg):
     plan: RunPlan
     members: Mapping[int, Member]
     shapes: Mapping[str, tuple[int, ...]]
+    heads: HeadBook
+    run: str
     _sent: Tensors
 
     def configure_train(
@@ -50,7 +62,7 @@ class _Collect(FedAvg):
     ) -> Iterable[Message]:
         """One message a site: the shared tensors and the bias of its own domain."""
         self._sent = to_tensors(arrays)
-        order = Order(round=server_round, plan=self.plan)
+        order = Order(round=server_round, plan=self.plan, receipts=self.heads.receipts)
         present = set(grid.get_node_ids())
         bodies = {
             domain: pack_order(
@@ -100,6 +112,7 @@ class _Collect(FedAvg):
                 f"Expected an answer to round {server_round} from one site at least, got none; "
                 "see each site's own log for the reason."
             )
+        self.heads.countersign(run=self.run, number=server_round)
         # In the order of the sites' names: float addition is not associative.
         ordered = [admitted[site] for site in sorted(admitted)]
         mean = weighted_mean([u for u, _ in ordered], [w for _, w in ordered])
@@ -108,9 +121,15 @@ class _Collect(FedAvg):
     def _admit(self, server_round: int, reply: Message, member: Member) -> tuple[Tensors, float]:
         if reply.has_error():
             raise SecurityRefused(f"no answer, code {reply.error.code}")
-        number, update = unpack_update(reply.content)
-        if number != server_round:
-            raise SecurityRefused(f"answer to round {number}")
+        answer = unpack_answer(reply.content)
+        update = answer.update
+        if answer.round != server_round:
+            raise SecurityRefused(f"answer to round {answer.round}")
+        if self.plan.privacy.private:
+            site = member.identity.site
+            self.heads.admit(site, answer.lines)
+            payload = to_payload(update)
+            self.heads.require_paid(site, run=self.run, number=server_round, payload=payload)
         if set(update) != self.moved_in(server_round, member.identity.domain):
             raise SecurityRefused("answer holds other tensors than asked for")
         for name, value in update.items():
@@ -264,9 +283,22 @@ def learning_rate(plan: RunPlan) -> float:
 
 
 def make_strategy(
-    plan: RunPlan, members: Mapping[int, Member], initial: Tensors
+    plan: RunPlan,
+    members: Mapping[int, Member],
+    initial: Tensors,
+    *,
+    heads: HeadBook,
+    run: str,
 ) -> ConsortiumStrategy:
-    """The strategy that a plan names, for these sites and this initial adapter."""
+    """The strategy that a plan names, for these sites and this initial adapter.
+
+    Args:
+        plan: of the run.
+        members: by node.
+        initial: adapter before round 1.
+        heads: memory of the sites' ledgers.
+        run: name under which sites reserve.
+    """
     federation, rate = plan.federation, learning_rate(plan)
     common = {"fraction_evaluate": 0.0, "min_train_nodes": 1, "min_available_nodes": 1}
     adam = {
@@ -289,6 +321,7 @@ def make_strategy(
     else:
         strategy = ConsortiumFedAvg(**common)  # type: ignore[arg-type]
     strategy.plan, strategy.members = plan, members
+    strategy.heads, strategy.run = heads, run
     if isinstance(strategy, ConsortiumFedAdamMini):
         strategy.noise_power = noise_power(plan, members.values(), initial)
     strategy.shapes = {name: value.shape for name, value in initial.items()}

@@ -17,16 +17,20 @@ import numpy as np
 from flwr.app import Context, RecordDict
 
 from client.app import build as build_client
+from client.permits import PermitSource
 from client.session import backbone_for, close_sessions
 from client.site import SiteRecords
 from common.backbone import Backbone
 from common.errors import ConfigError, OrderError
 from common.plan import RunPlan
 from common.randomness import Randomness, SecureRandomness
+from common.signing import SigningKey
 from common.textpath import ActivationStore
 from common.windows import history_texts, training_windows
 from common.wire import Tensors
 from server.app import build as build_server
+from server.heads import HeadBook
+from simulations.ledgers import FolderLedgers, MemoryLedgers
 from simulations.seeded import SeededRandomness
 from simulations.sites import FolderSites, MemorySites, write_site
 
@@ -44,6 +48,7 @@ class Job:
         noise_seed: None for secure noise; a number repeats the run and voids the privacy claim.
         store: of activations.
         on_round: told the released adapter after each round.
+        ledgers: folder of the sites' ledgers, one a site; None keeps them in memory.
     """
 
     plan: RunPlan
@@ -51,6 +56,17 @@ class Job:
     noise_seed: int | None
     store: ActivationStore
     on_round: OnRound | None = None
+    ledgers: Path | None = None
+
+    def permits(self) -> PermitSource:
+        """Where the run's sites find their ledgers."""
+        return MemoryLedgers() if self.ledgers is None else FolderLedgers(self.ledgers)
+
+    def close(self, heads: HeadBook) -> None:
+        """Leave an auditor's folder behind: ledgers, public keys and receipts."""
+        if self.ledgers is not None and self.plan.privacy.private:
+            heads.write_receipts(self.ledgers)
+            FolderLedgers(self.ledgers).forget_keys()
 
 
 class Engine(Protocol):
@@ -128,9 +144,13 @@ class InProcessEngine:
         run_id = next(_RUN_IDS)
         watch = _Watch(job.on_round)
         client = build_client(
-            MemorySites(tuple(job.sites)), NoiseSource(seed=job.noise_seed), job.store
+            MemorySites(tuple(job.sites)),
+            NoiseSource(seed=job.noise_seed),
+            job.store,
+            job.permits(),
         )
-        server = build_server(job.plan, watch, _backbone(job.plan))
+        heads = HeadBook(SigningKey.generate())
+        server = build_server(job.plan, watch, _backbone(job.plan), heads=heads)
         workers = min(self._workers, len(job.sites))
         grid = InProcessGrid(client, nodes=len(job.sites), run_id=run_id, workers=workers)
         try:
@@ -138,6 +158,7 @@ class InProcessEngine:
         finally:
             grid.close()
             close_sessions(run_id)
+            job.close(heads)
         return watch.result(job.plan)
 
 
@@ -164,10 +185,15 @@ class FlowerEngine:
             for number, site in enumerate(job.sites):
                 write_site(site, Path(folder), number)
                 _share_activations(job, site)
+            ledgers = job.ledgers if job.ledgers is not None else Path(folder) / "ledgers"
             client = build_client(
-                FolderSites(Path(folder)), NoiseSource(seed=job.noise_seed), job.store
+                FolderSites(Path(folder)),
+                NoiseSource(seed=job.noise_seed),
+                job.store,
+                FolderLedgers(ledgers),
             )
-            server = build_server(job.plan, watch, _backbone(job.plan))
+            heads = HeadBook(SigningKey.generate())
+            server = build_server(job.plan, watch, _backbone(job.plan), heads=heads)
             run_simulation(
                 server_app=server,
                 client_app=client,
@@ -177,6 +203,7 @@ class FlowerEngine:
                     "init_args": {"num_cpus": self._workers, "logging_level": logging.ERROR},
                 },
             )
+            job.close(heads)
         return watch.result(job.plan)
 
 

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
+from common.durable import write_atomic
 from simulations.canvas import INK, MUTED, PAGE, PALETTE, RULE, panels, style, value_at
 from simulations.results import (
     LABELS,
@@ -30,7 +31,6 @@ from simulations.results import (
     pairs,
     score,
     upper,
-    write_atomic,
 )
 
 SITES_NAMED: Final = 40

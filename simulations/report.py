@@ -13,6 +13,7 @@ from typing import Final
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from common.durable import write_atomic
 from simulations.canvas import PAGE, PHONE, to_svg
 from simulations.plots import PLOTS, save_plots
 from simulations.results import (
@@ -29,7 +30,6 @@ from simulations.results import (
     pairs,
     score,
     upper,
-    write_atomic,
     write_results,
 )
 

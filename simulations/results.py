@@ -8,14 +8,14 @@ import csv
 import io
 import json
 import math
-import os
-import secrets
 import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from numbers import Integral
 from pathlib import Path
 from typing import Any, Final
+
+from common.durable import write_atomic
 
 METHODS: Final = (
     "zero_shot",
@@ -309,27 +309,3 @@ def write_results(result: RunResult, folder: Path) -> tuple[Path, Path]:
     writer.writerows(to_rows(result))
     write_atomic(table, lines.getvalue().encode())
     return summary, table
-
-
-def write_atomic(path: Path, content: bytes) -> None:
-    """Write the file whole or not at all: a reader never meets half of it.
-
-    Raises:
-        OSError: The folder cannot be written to; the old file is then untouched.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with draft.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -4,6 +4,7 @@ import ctypes
 import logging
 import os
 import shlex
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -70,7 +71,8 @@ def run_command(scenario: str | None, **options: Any) -> None:
     )
     out = options["out"] or Path("results") / name
     request, consortium = _checked(request, data, out, chosen=scenario is not None)
-    result = _run(request, consortium, out, options)
+    with _ledgers(out) as ledgers:
+        result = _run(replace(request, ledgers=ledgers), consortium, out, options)
     from simulations.report import write_run  # noqa: PLC0415  (the plotting library waits)
 
     try:
@@ -115,6 +117,30 @@ def _run(request: Request, consortium: Consortium, out: Path, options: dict[str,
     for domain, words in consortium.dropped.items():
         console.print(f"{domain}: {words}.", style="dim", highlight=False)
     return result
+
+
+@contextmanager
+def _ledgers(out: Path) -> Iterator[Path]:
+    """A new folder of ledgers, put into `out` when the run has ended well.
+
+    The one of an earlier run into the same folder makes room: its records are the same people's,
+    but a researcher's run releases nothing.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(prefix=".ledgers-", dir=out))
+    except OSError as error:
+        raise ConfigError(
+            f"Expected to write into {out}, got '{error.strerror}'; give another --out."
+        ) from error
+    try:
+        yield fresh
+        shutil.rmtree(out / "ledgers", ignore_errors=True)
+        if any(fresh.iterdir()):
+            fresh.chmod(0o755)
+            fresh.replace(out / "ledgers")
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
 
 
 def _with_options(scenario: Scenario, options: dict[str, Any]) -> Scenario:

@@ -7,6 +7,7 @@ import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -53,6 +54,7 @@ class Request:
         noise_seed: None for secure noise.
         baselines: methods besides the federation.
         command: repeats the run.
+        ledgers: folder for the sites' ledgers; None keeps them in memory.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Request:
     noise_seed: int | None
     baselines: frozenset[str]
     command: str = ""
+    ledgers: Path | None = None
 
 
 @dataclass
@@ -154,6 +157,7 @@ class Simulation:
             noise_seed=self.request.noise_seed,
             store=self.store,
             on_round=watch,
+            ledgers=self.request.ledgers,
         )
         return make_engine(self.request.engine).run(job)
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from flwr.app import Context
 
-from client.site import SiteCaps, SiteRecords
+from client.site import SiteRecords
+from common.caps import SiteCaps
 from common.catalog import read_catalog, write_catalog
 from common.interactions import read_interactions, write_interactions
 

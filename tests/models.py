@@ -21,11 +21,12 @@ from common.backbone import Backbone, load_backbone
 from common.catalog import Catalog
 from common.interactions import Interactions, from_rows
 from common.plan import FederationPlan, PrivacyPlan, RecommenderPlan, RunPlan
-from common.randomness import SecureRandomness
+from common.randomness import Randomness, SecureRandomness
 from common.recommender import Recommender
 from common.textpath import ActivationStore, TextVectors
 from common.windows import Windows, history_texts, training_windows
 from simulations.sites import SIMULATED
+from simulations.unprotected import FreeGrant
 
 FAMILIES = ("bert", "gpt2", "llama", "qwen2")
 TARGETS = {
@@ -185,11 +186,9 @@ def site_of(
 
 
 def mechanism_of(**changed: Any) -> Mechanism:
-    """Everybody in, no noise, no division: the released step is the clipped sum itself."""
+    """No division: without noise, the released step is the clipped sum itself."""
     plain: dict[str, Any] = {
-        "noise_multiplier": 0.0,
         "max_grad_norm": 1.0,
-        "sample_rate": 1.0,
         "expected_batch_size": 1.0,
         "micro_batch": 1000,
     }
@@ -254,11 +253,7 @@ def released_sum(trainer: SiteTrainer, *, train_text: bool = True, seed: int = 3
     """The clipped sum of one step over all subjects, flat: minus the step of rate 1."""
     adapter = trainer.model.adapter()
     trainer.update(
-        adapter,
-        steps=1,
-        train_text=train_text,
-        public_seed=seed,
-        randomness=SecureRandomness(),
+        adapter, train_text=train_text, public_seed=seed, grant=FreeGrant(SecureRandomness())
     )
     trainer.model.load(adapter)
     names = sorted(n for n, p in trainer.model.trainable() if p.grad is not None)
@@ -266,12 +261,16 @@ def released_sum(trainer: SiteTrainer, *, train_text: bool = True, seed: int = 3
     return torch.cat([grads[n].grad.flatten().double() for n in names])
 
 
-def update_of(trainer: SiteTrainer, **changed: Any) -> dict[str, Tensor]:
-    plain = {
-        "steps": 1,
-        "train_text": True,
-        "public_seed": 3,
-        "randomness": SecureRandomness(),
-    }
+def update_of(
+    trainer: SiteTrainer,
+    *,
+    train_text: bool = True,
+    randomness: Randomness | None = None,
+    **granted: Any,
+) -> dict[str, Tensor]:
+    """One round from the same start; `granted` is noise_multiplier, sample_rate and steps."""
+    source = SecureRandomness() if randomness is None else randomness
     start = model_of(trainer.model.plan, items=len(trainer.vectors)).adapter()
-    return trainer.update(start, **{**plain, **changed})
+    return trainer.update(
+        start, train_text=train_text, public_seed=3, grant=FreeGrant(source, **granted)
+    )

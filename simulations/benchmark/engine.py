@@ -4,6 +4,7 @@ The strategy, the wire format, the dispatch of messages and the egress gate are 
 run; a client's step only adds a constant, as in pfl-research's figure.
 """
 
+import hashlib
 import itertools
 import logging
 import time
@@ -16,15 +17,19 @@ from flwr.serverapp import Grid, ServerApp
 
 from client.egress import pass_out
 from common.plan import FederationPlan, PrivacyPlan, RecommenderPlan, RunPlan
+from common.signing import SigningKey
 from common.wire import (
+    Answer,
     Identity,
     Tensors,
+    pack_answer,
     pack_identity,
-    pack_update,
+    to_payload,
     to_record,
     unpack_order,
 )
 from server.app import find_members
+from server.heads import HeadBook
 from server.strategy import make_strategy
 from simulations.benchmark.clock import Timing
 from simulations.benchmark.rows import Row
@@ -99,7 +104,8 @@ def server_app(rounds: int, on_round: Callable[[], None]) -> ServerApp:
     """The server's own wiring without a model: members, strategy, rounds."""
     plan = RunPlan(
         recommender=RecommenderPlan(top_layers=0),
-        privacy=PrivacyPlan(noise_multiplier=1.0),
+        # Without noise there is no ledger: its signatures have rows of their own.
+        privacy=PrivacyPlan(private=False),
         federation=FederationPlan(rounds=rounds),
     )
     app = ServerApp()
@@ -111,7 +117,8 @@ def server_app(rounds: int, on_round: Callable[[], None]) -> ServerApp:
             return None
 
         initial = initial_tensors()
-        make_strategy(plan, find_members(grid, plan, {}, context), initial).start(
+        members, heads = find_members(grid, plan, {}, context), HeadBook(SigningKey.generate())
+        make_strategy(plan, members, initial, heads=heads, run="1").start(
             grid=grid, initial_arrays=to_record(initial), num_rounds=rounds, evaluate_fn=watch
         )
 
@@ -146,7 +153,9 @@ def client_app() -> ClientApp:
         order, adapter = unpack_order(message.content)
         update = {name: value + np.float32(1e-3) for name, value in adapter.items()}
         shapes = {name: value.shape for name, value in adapter.items()}
-        gated = pass_out(update, shapes=shapes, bound=1e6)
-        return Message(pack_update(gated, number=order.round), reply_to=message)
+        payload = to_payload(update)
+        released = hashlib.sha256(payload).hexdigest()
+        gated = pass_out(payload, released=released, shapes=shapes, bound=1e6)
+        return Message(pack_answer(Answer(round=order.round, update=gated)), reply_to=message)
 
     return app

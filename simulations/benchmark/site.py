@@ -9,10 +9,12 @@ from client.per_subject import Grouping
 from client.training import Mechanism, SiteTrainer
 from common.backbone import Backbone
 from common.plan import RecommenderPlan
+from common.randomness import SecureRandomness
 from common.recommender import Recommender
 from common.synthetic import make_site
 from common.textpath import ActivationStore, TextVectors
 from common.windows import Windows, history_texts, training_windows
+from simulations.unprotected import FreeGrant
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +63,12 @@ def open_ward(backbone: Backbone, plan: RecommenderPlan, *, subjects: int) -> Wa
     )
 
 
-def open_trainer(ward: Ward, *, batch: int, noise_multiplier: float = 1.0) -> SiteTrainer:
+def granted(noise_multiplier: float = 1.0) -> FreeGrant:
+    """Secure noise without a ledger: what is measured is the step."""
+    return FreeGrant(SecureRandomness(), noise_multiplier=noise_multiplier, sample_rate=0.25)
+
+
+def open_trainer(ward: Ward, *, batch: int) -> SiteTrainer:
     """The site's trainer, LoRA a little away from its start so that no gradient is zero."""
     model = Recommender(
         ward.plan,
@@ -79,9 +86,7 @@ def open_trainer(ward: Ward, *, batch: int, noise_multiplier: float = 1.0) -> Si
         texts=ward.cached,
         vectors=ward.vectors,
         mechanism=Mechanism(
-            noise_multiplier=noise_multiplier,
             max_grad_norm=1.0,
-            sample_rate=0.25,
             expected_batch_size=float(batch),
             micro_batch=256,
         ),

@@ -22,6 +22,7 @@ from common.randomness import SecureRandomness
 from common.recommender import TextTop
 from simulations.benchmark.clock import Timing, Work, alternate, ratio, threads
 from simulations.benchmark.rows import Row
+from simulations.unprotected import FreeGrant
 
 SUBJECTS, TOKENS, ITEMS = 64, 64, 800
 RATE, CLIP, NOISE = 0.01, 1.0, 1.0
@@ -108,10 +109,9 @@ def confed_step(top: nn.Module, backbone: Backbone, batch: Batch) -> Work:
         layer.grouping = Grouping(owner=torch.arange(subjects), subjects=subjects)
     optimizer = SubjectDPOptimizer(
         torch.optim.SGD(_trainable(top), lr=RATE),
-        noise_multiplier=NOISE,
+        grant=FreeGrant(SecureRandomness(), noise_multiplier=NOISE),
         max_grad_norm=CLIP,
         expected_batch_size=subjects,
-        randomness=SecureRandomness(),
     )
 
     def work() -> None:

@@ -14,12 +14,18 @@ from client.per_subject import convert
 from client.training import SiteTrainer
 from common.backbone import Backbone
 from common.plan import RecommenderPlan
-from common.randomness import SecureRandomness
 from common.recommender import TextTop, is_text
 from common.windows import VIEWS, history_views
 from simulations.benchmark.clock import Timing, Work, alternate, ratio, threads
 from simulations.benchmark.rows import Row
-from simulations.benchmark.site import Ward, grouping_of, open_trainer, open_ward, ordinary
+from simulations.benchmark.site import (
+    Ward,
+    granted,
+    grouping_of,
+    open_trainer,
+    open_ward,
+    ordinary,
+)
 from simulations.benchmark.step import AIM, CLIP, LEAST, NOISE, RATE, quietly
 
 BATCH = 64
@@ -59,7 +65,7 @@ def default_step_row(backbone: Backbone, *, turns: int, batch: int) -> Row:
 
 
 def _private_step(trainer: SiteTrainer, subjects: Tensor) -> Work:
-    optimizer = trainer._optimizer([p for _, p in trainer.model.trainable()], SecureRandomness())
+    optimizer = trainer._optimizer([p for _, p in trainer.model.trainable()], granted())
     generator = torch.Generator().manual_seed(1)
     return lambda: trainer._step(optimizer, subjects, generator, train_text=True)
 
@@ -124,7 +130,7 @@ def _run_row(timings: dict[str, Timing], encoding: float) -> Row:
 def _frozen_step(trainer: SiteTrainer, subjects: Tensor) -> Work:
     trainer.texts.adapter_changed(trainer.model.text)
     chosen = [p for name, p in trainer.model.trainable() if not is_text(name)]
-    optimizer = trainer._optimizer(chosen, SecureRandomness())
+    optimizer = trainer._optimizer(chosen, granted())
     generator = torch.Generator().manual_seed(1)
     return lambda: trainer._step(optimizer, subjects, generator, train_text=False)
 
@@ -151,10 +157,9 @@ def _cached_lora(ward: Ward, subjects: Tensor) -> Work:
         layer.grouping = grouping
     optimizer = SubjectDPOptimizer(
         torch.optim.SGD([p for p in top.parameters() if p.requires_grad], lr=RATE),
-        noise_multiplier=NOISE,
+        grant=granted(),
         max_grad_norm=CLIP,
         expected_batch_size=len(subjects),
-        randomness=SecureRandomness(),
     )
     target = ward.windows.target[rows]
 

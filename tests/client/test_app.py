@@ -1,4 +1,5 @@
 import ast
+import json
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,8 +23,9 @@ from common.errors import (
 )
 from common.plan import RunPlan
 from common.randomness import Randomness, SecureRandomness
-from common.wire import Order, pack_order, to_record, unpack_identity, unpack_update
+from common.wire import Order, pack_order, to_payload, to_record, unpack_answer, unpack_identity
 from simulations.grid import InProcessGrid
+from simulations.ledgers import MemoryLedgers
 from tests.models import model_of, run_plan, site_of
 
 MARKER = "subject-4711-has-diagnosis-E11"
@@ -65,20 +67,22 @@ def everything_in(reply: Message) -> dict[str, object]:
 
 def test_an_answer_holds_the_update_and_its_round_and_nothing_else() -> None:
     plan = run_plan()
-    reply = send(build(lambda _: SITE), MessageType.TRAIN, order_of(plan))
+    reply = send(build(lambda _: SITE, permits=MemoryLedgers()), MessageType.TRAIN, order_of(plan))
     assert not reply.has_error()
     leaves = everything_in(reply)
     tensors = {f"update/{name}" for name in model_of(plan.recommender).adapter()}
-    assert set(leaves) == tensors | {"receipt/round"}
-    assert leaves["receipt/round"] == 1
+    assert set(leaves) == tensors | {"answer/round", "ledger/lines"}
+    assert leaves["answer/round"] == 1
+    kinds = [json.loads(line)["kind"] for line in leaves["ledger/lines"].splitlines()]  # type: ignore[attr-defined]
+    assert kinds == ["genesis", "plan", "reserve", "release"]
     assert {type(r) for r in reply.content.values()} == {ArrayRecord, ConfigRecord}
-    number, update = unpack_update(reply.content)
-    assert number == 1
-    assert all(value.any() for value in update.values())
+    answer = unpack_answer(reply.content)
+    assert answer.round == 1
+    assert all(value.any() for value in answer.update.values())
 
 
 def test_an_identity_holds_public_facts_and_nothing_else() -> None:
-    reply = send(build(lambda _: SITE), MessageType.QUERY, RecordDict())
+    reply = send(build(lambda _: SITE, permits=MemoryLedgers()), MessageType.QUERY, RecordDict())
     assert set(everything_in(reply)) == {
         f"identity/{key}" for key in ("site", "domain", "items", "catalog", "declared_subjects")
     }
@@ -133,7 +137,11 @@ def test_noise_that_fails_in_the_middle_of_training_leaves_as_a_code_too() -> No
     def source(site: str, number: int) -> Randomness:
         return Failing()  # type: ignore[return-value]
 
-    reply = send(build(lambda _: SITE, source), MessageType.TRAIN, order_of(run_plan()))
+    reply = send(
+        build(lambda _: SITE, source, permits=MemoryLedgers()),
+        MessageType.TRAIN,
+        order_of(run_plan()),
+    )
     assert (reply.error.code, reply.error.reason) == (Code.INTERNAL, "INTERNAL")
 
 
@@ -156,23 +164,31 @@ def test_noise_that_fails_in_the_middle_of_training_leaves_as_a_code_too() -> No
     ],
 )
 def test_an_order_of_another_form_is_answered_by_a_code(content: RecordDict) -> None:
-    reply = send(build(lambda _: SITE), MessageType.TRAIN, content)
+    reply = send(build(lambda _: SITE, permits=MemoryLedgers()), MessageType.TRAIN, content)
     assert reply.has_error()
     assert reply.error.reason in {"REFUSED", "CONFIGURATION", "INTERNAL"}
 
 
-def test_the_second_order_for_a_round_is_refused_over_the_wire() -> None:
-    app, order = build(lambda _: SITE), order_of(run_plan())
-    assert not send(app, MessageType.TRAIN, order).has_error()
-    again = send(app, MessageType.TRAIN, order)
-    assert (again.error.code, again.error.reason) == (Code.REFUSED, "REFUSED")
+def test_the_second_order_for_a_round_gets_the_first_ones_bytes_over_the_wire() -> None:
+    app, order = build(lambda _: SITE, permits=MemoryLedgers()), order_of(run_plan())
+    first, again = (unpack_answer(send(app, MessageType.TRAIN, order).content) for _ in range(2))
+    assert to_payload(first.update) == to_payload(again.update)
+    assert first.lines == again.lines
+    other = run_plan(federation={"rounds": 2, "text_rounds": 1})
+    refused = send(app, MessageType.TRAIN, order_of(other))
+    assert (refused.error.code, refused.error.reason) == (Code.REFUSED, "REFUSED")
+
+
+def test_a_deployed_site_without_a_ledger_answers_no_order() -> None:
+    reply = send(build(lambda _: SITE), MessageType.TRAIN, order_of(run_plan()))
+    assert (reply.error.code, reply.error.reason) == (Code.CONFIGURATION, "CONFIGURATION")
 
 
 def test_answers_of_two_runs_with_secure_noise_never_repeat() -> None:
-    app, order = build(lambda _: SITE), order_of(run_plan())
-    _, one = unpack_update(send(app, MessageType.TRAIN, order).content)
+    app, order = build(lambda _: SITE, permits=MemoryLedgers()), order_of(run_plan())
+    one = unpack_answer(send(app, MessageType.TRAIN, order).content).update
     close_sessions(RUN)
-    _, two = unpack_update(send(app, MessageType.TRAIN, order).content)
+    two = unpack_answer(send(app, MessageType.TRAIN, order).content).update
     for name in one:
         assert not (one[name] == two[name]).all()
 

@@ -1,3 +1,5 @@
+import hashlib
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -6,7 +8,7 @@ from hypothesis import strategies as st
 from client.egress import pass_out, update_bound
 from client.optimizer import largest_batch
 from common.errors import SecurityRefused
-from common.wire import Tensors
+from common.wire import Tensors, to_payload
 from tests.models import run_plan
 
 SHAPES = {"map": (3, 4), "bias.care": (5,)}
@@ -16,10 +18,31 @@ def good() -> Tensors:
     return {name: np.full(shape, 0.1, np.float32) for name, shape in SHAPES.items()}
 
 
+def out(update: Tensors, *, bound: float) -> Tensors:
+    payload = to_payload(update)
+    released = hashlib.sha256(payload).hexdigest()
+    return pass_out(payload, released=released, shapes=SHAPES, bound=bound)
+
+
 def test_an_allowed_update_passes_unchanged() -> None:
-    update = good()
-    assert pass_out(update, shapes=SHAPES, bound=1.0) is update
-    assert all((v == np.float32(0.1)).all() for v in update.values())
+    passed = out(good(), bound=1.0)
+    assert set(passed) == set(SHAPES)
+    assert all((v == np.float32(0.1)).all() for v in passed.values())
+
+
+def test_other_bytes_than_those_released_stay_at_the_site() -> None:
+    payload = to_payload(good())
+    released = hashlib.sha256(payload).hexdigest()
+    changed = to_payload({**good(), "map": np.full((3, 4), 0.2, np.float32)})
+    for other in (changed, payload + b" ", payload[:-1], b""):
+        with pytest.raises(SecurityRefused, match="released"):
+            pass_out(other, released=released, shapes=SHAPES, bound=1.0)
+
+
+@pytest.mark.parametrize("junk", [b"", b"junk", b"\x80\x04K\x01.", bytes(100)])
+def test_released_bytes_that_hold_no_tensors_stay_at_the_site(junk: bytes) -> None:
+    with pytest.raises(SecurityRefused, match="tensors"):
+        pass_out(junk, released=hashlib.sha256(junk).hexdigest(), shapes=SHAPES, bound=1.0)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +70,7 @@ def test_an_allowed_update_passes_unchanged() -> None:
 def test_what_is_not_allowed_stays_at_the_site(changed: dict[str, np.ndarray | None]) -> None:
     update = {k: v for k, v in {**good(), **changed}.items() if v is not None}
     with pytest.raises(SecurityRefused) as refusal:
-        pass_out(update, shapes=SHAPES, bound=1.0)
+        out(update, bound=1.0)
     assert "\n" not in str(refusal.value)
     assert "0.5" not in str(refusal.value)
 
@@ -58,10 +81,10 @@ def test_an_update_passes_exactly_up_to_the_bound(size: float) -> None:
     update = {"map": np.zeros((3, 4), np.float32), "bias.care": np.zeros(5, np.float32)}
     update["map"][1, 2] = size
     if size <= 7.5:
-        pass_out(update, shapes=SHAPES, bound=7.5)
+        out(update, bound=7.5)
     else:
         with pytest.raises(SecurityRefused, match="longer"):
-            pass_out(update, shapes=SHAPES, bound=7.5)
+            out(update, bound=7.5)
 
 
 @pytest.mark.parametrize("steps", [1, 4])

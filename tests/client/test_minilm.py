@@ -15,6 +15,7 @@ from common.recommender import Recommender
 from common.synthetic import make_site
 from common.textpath import ActivationStore, TextVectors
 from common.windows import Windows, history_texts, training_windows
+from simulations.unprotected import FreeGrant
 from tests.models import noisy, released_sum
 
 PLAN = RecommenderPlan(dtype="float32", top_layers=2, r=4, text_tokens=24, item_tokens=32)
@@ -45,7 +46,7 @@ def trainer_of(**changed: float) -> SiteTrainer:
     windows, texts = everything()
     model = Recommender(PLAN, backbone=minilm(), width=384, items=len(CATALOG), domain="bank")
     model.load({k: 0.1 * v for k, v in noisy(model.adapter(), 0).items()})
-    plain = {"noise_multiplier": 0.0, "max_grad_norm": 1.0, "sample_rate": 1.0}
+    plain = {"max_grad_norm": 1.0}
     return SiteTrainer(
         model=model,
         windows=windows,
@@ -108,13 +109,12 @@ def test_leaving_a_subject_out_moves_the_sum_by_at_most_the_clip() -> None:
 
 
 def test_a_private_update_moves_every_tensor() -> None:
-    trainer = trainer_of(noise_multiplier=1.0, sample_rate=0.5, expected_batch_size=15.0)
+    trainer = trainer_of(expected_batch_size=15.0)
     update = trainer.update(
         trainer.model.adapter(),
-        steps=1,
         train_text=True,
         public_seed=1,
-        randomness=SecureRandomness(),
+        grant=FreeGrant(SecureRandomness(), noise_multiplier=1.0, sample_rate=0.5),
     )
     assert all(value.any() and torch.isfinite(value).all() for value in update.values())
     numbers = torch.cat([v.flatten() for v in update.values()])

@@ -13,6 +13,7 @@ from client.per_subject import Columns, Dense, GradSample, Grouping, Outer
 from common.errors import OrderError
 from common.randomness import Randomness, SecureRandomness
 from simulations.seeded import SeededRandomness
+from simulations.unprotected import FreeGrant
 
 SHAPES = {"map": (4, 6), "bias": (5,), "text": (3, 2)}
 WINDOWS = 3
@@ -42,10 +43,9 @@ def optimizer_of(
 ) -> SubjectDPOptimizer:
     return SubjectDPOptimizer(
         torch.optim.SGD(params, lr=1.0),
-        noise_multiplier=noise,
+        grant=FreeGrant(randomness if randomness is not None else Silent(), noise_multiplier=noise),
         max_grad_norm=clip,
         expected_batch_size=expected,
-        randomness=randomness if randomness is not None else Silent(),
     )
 
 
@@ -230,10 +230,9 @@ def test_sum_and_noise_lie_on_one_grid() -> None:
 
     optimizer = Double(
         torch.optim.SGD(parameters(), lr=1.0),
-        noise_multiplier=1.0,
+        grant=FreeGrant(SecureRandomness(), noise_multiplier=1.0),
         max_grad_norm=0.7,
         expected_batch_size=1.0,
-        randomness=SecureRandomness(),
     )
     optimizer.begin()
     add(optimizer, gradients_of(3))
@@ -260,10 +259,9 @@ def test_noise_is_added_as_whole_grid_steps_to_a_rounded_sum() -> None:
         params = [nn.Parameter(torch.zeros(s, dtype=torch.float64)) for s in SHAPES.values()]
         optimizer = Steps(
             torch.optim.SGD(params, lr=1.0),
-            noise_multiplier=1.0,
+            grant=FreeGrant(drawn(), noise_multiplier=1.0),
             max_grad_norm=1.0,
             expected_batch_size=1.0,
-            randomness=drawn(),
         )
         optimizer.begin()
         add(optimizer, gradients)

@@ -1,4 +1,3 @@
-import dataclasses
 import math
 
 import numpy as np
@@ -24,7 +23,7 @@ def lone_targets(subjects: int) -> SiteTrainer:
         times=np.arange(subjects),
     )
     plan = recommender_plan(objective="rating", top_layers=0)
-    mechanism = mechanism_of(sample_rate=0.1, max_grad_norm=100.0, micro_batch=4)
+    mechanism = mechanism_of(max_grad_norm=100.0, micro_batch=4)
     return trainer_of(records, plan, items=subjects, mechanism=mechanism)
 
 
@@ -33,7 +32,7 @@ def test_batch_sizes_through_the_trainer_have_the_variance_of_poisson_sampling()
     trainer = lone_targets(subjects)
     seen = torch.stack(
         [
-            update_of(trainer, train_text=False, randomness=SecureRandomness())["bias.care"] != 0
+            update_of(trainer, train_text=False, sample_rate=rate)["bias.care"] != 0
             for _ in range(batches)
         ]
     )
@@ -48,11 +47,8 @@ def test_batch_sizes_through_the_trainer_have_the_variance_of_poisson_sampling()
 
 def test_batches_that_are_empty_are_not_skipped() -> None:
     trainer = lone_targets(30)
-    mechanism = dataclasses.replace(trainer.mechanism, sample_rate=0.02)
-    trainer.mechanism = mechanism
-    sizes = [
-        int((update_of(trainer, train_text=False)["bias.care"] != 0).sum()) for _ in range(120)
-    ]
+    drawn = [update_of(trainer, train_text=False, sample_rate=0.02) for _ in range(120)]
+    sizes = [int((update["bias.care"] != 0).sum()) for update in drawn]
     expected = 120 * 0.98**30
     assert abs(sizes.count(0) - expected) < 4.5 * math.sqrt(120 * 0.98**30 * (1 - 0.98**30))
 
@@ -71,9 +67,9 @@ class Nobody:
 
 
 def test_an_empty_poisson_batch_releases_noise_of_the_right_scale() -> None:
-    mechanism = mechanism_of(noise_multiplier=1.5, max_grad_norm=0.5, expected_batch_size=4.0)
+    mechanism = mechanism_of(max_grad_norm=0.5, expected_batch_size=4.0)
     trainer = trainer_of(records_of(BASE), mechanism=mechanism)
-    draws = [update_of(trainer, randomness=Nobody()) for _ in range(20)]
+    draws = [update_of(trainer, randomness=Nobody(), noise_multiplier=1.5) for _ in range(20)]
     for name in draws[0]:
         numbers = torch.cat([d[name].flatten().double() for d in draws])
         tolerance = max(0.01, 4.5 / math.sqrt(2 * len(numbers)))

@@ -1,17 +1,22 @@
 import dataclasses
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 
+from client.permits import PermitSource
 from client.session import Session, close_sessions, session_for
-from client.site import SiteCaps, SiteRecords
+from client.site import SiteRecords
+from common.caps import SiteCaps
 from common.errors import ConfigError, PrivacyRefused, SecurityRefused
+from common.ledger import Ledger
 from common.plan import RunPlan
 from common.randomness import Randomness, SecureRandomness
 from common.textpath import ActivationStore
-from common.wire import Order, Tensors
+from common.wire import Order, Tensors, to_payload
+from simulations.ledgers import MemoryLedgers
 from simulations.seeded import SeededRandomness
 from tests.models import backbone_of, model_of, noisy, recommender_plan, run_plan, site_of
 
@@ -22,9 +27,23 @@ def secure(site: str, number: int) -> Randomness:
     return SecureRandomness()
 
 
-def session_of(plan: RunPlan, records: SiteRecords | None = None) -> Session:
+def session_of(
+    plan: RunPlan, records: SiteRecords | None = None, permits: PermitSource | None = None
+) -> Session:
     records = records if records is not None else site_of()
-    return Session(records, plan, backbone=backbone_of("bert"), store=STORE)
+    return Session(
+        "run",
+        records,
+        plan,
+        backbone=backbone_of("bert"),
+        store=STORE,
+        permits=(permits or MemoryLedgers())(records, plan),
+    )
+
+
+def opened(run: int, name: str, plan: RunPlan, open_site: Callable[[], SiteRecords]) -> Session:
+    permits = MemoryLedgers()
+    return session_for(run, name, plan, open_site=open_site, store=STORE, permits=permits)
 
 
 def adapter_of(plan: RunPlan) -> Tensors:
@@ -33,7 +52,7 @@ def adapter_of(plan: RunPlan) -> Tensors:
 
 def ask(session: Session, number: int = 1, **changed: np.ndarray) -> Tensors:
     adapter = {**adapter_of(session.plan), **changed}
-    return session.train(Order(round=number, plan=session.plan), adapter, secure)
+    return session.train(Order(round=number, plan=session.plan), adapter, secure).update
 
 
 def test_every_round_of_the_plan_is_answered_with_the_adapters_tensors() -> None:
@@ -78,38 +97,44 @@ def test_the_same_round_asked_twice_draws_no_second_noise() -> None:
 
     session = session_of(run_plan())
     order, adapter = Order(round=1, plan=session.plan), adapter_of(session.plan)
-    session.train(order, adapter, counted)
-    for again in (adapter, {k: v + 1 for k, v in adapter.items()}):
-        with pytest.raises(PrivacyRefused):
-            session.train(order, again, counted)
+    first = session.train(order, adapter, counted)
+    again = session.train(order, adapter, counted)
+    assert to_payload(first.update) == to_payload(again.update)
+    with pytest.raises(PrivacyRefused, match="another"):
+        session.train(order, {k: v + 1 for k, v in adapter.items()}, counted)
     assert drawn == [1]
 
 
-def test_a_round_that_failed_halfway_is_not_given_a_second_draw() -> None:
-    def broken(site: str, number: int) -> Randomness:
+class Broken(SecureRandomness):
+    """Fails when noise is drawn: after the reservation, before the release."""
+
+    def normal(self, n: int) -> np.ndarray:
         raise RuntimeError("no entropy")
 
-    session = session_of(run_plan())
+
+def test_a_round_that_failed_halfway_stays_paid_for_and_its_second_draw_is_paid_again() -> None:
+    permits = MemoryLedgers()(site_of(), run_plan())
+    assert isinstance(permits, Ledger)
+    session = session_of(run_plan(), permits=lambda _records, _plan: permits)
     order, adapter = Order(round=1, plan=session.plan), adapter_of(session.plan)
     with pytest.raises(RuntimeError):
-        session.train(order, adapter, broken)
-    with pytest.raises(PrivacyRefused):
-        session.train(order, adapter, secure)
+        session.train(order, adapter, lambda _site, _round: Broken())
+    assert len(permits.state().reserved) == 1
+    assert session.train(order, adapter, secure)
+    assert len(permits.state().reserved) == 2
+    with pytest.raises(PrivacyRefused, match=r"needed .* left"):
+        ask(session, 2)  # the budget was two rounds
 
 
-def test_one_round_asked_many_times_at_once_is_answered_once() -> None:
+def test_one_round_asked_many_times_at_once_draws_once_and_gives_the_same_bytes() -> None:
     session = session_of(run_plan())
     adapter = adapter_of(session.plan)
 
-    def attempt(_: int) -> bool:
-        try:
-            session.train(Order(round=1, plan=session.plan), adapter, secure)
-        except PrivacyRefused:
-            return False
-        return True
+    def attempt(_: int) -> bytes:
+        return to_payload(session.train(Order(round=1, plan=session.plan), adapter, secure).update)
 
     with ThreadPoolExecutor(8) as pool:
-        assert sum(pool.map(attempt, range(16))) == 1
+        assert len(set(pool.map(attempt, range(16)))) == 1
 
 
 def test_rounds_asked_at_once_do_not_mix_their_adapters() -> None:
@@ -125,7 +150,7 @@ def test_rounds_asked_at_once_do_not_mix_their_adapters() -> None:
         with ThreadPoolExecutor(workers) as pool:
             return list(
                 pool.map(
-                    lambda n: session.train(Order(round=n, plan=plan), adapters[n], seeded),
+                    lambda n: session.train(Order(round=n, plan=plan), adapters[n], seeded).update,
                     adapters,
                 )
             )
@@ -158,7 +183,7 @@ def test_the_update_starts_from_the_adapter_that_was_sent() -> None:
 
     def silent(adapter: Tensors) -> Tensors:
         session = session_of(plan)
-        return session.train(Order(round=1, plan=plan), adapter, secure)
+        return session.train(Order(round=1, plan=plan), adapter, secure).update
 
     first, again, elsewhere = silent(there), silent(there), silent(adapter_of(plan))
     assert all(np.array_equal(first[k], again[k]) for k in first)
@@ -226,34 +251,34 @@ def test_a_run_has_one_plan_at_a_site_and_its_rounds_are_not_sold_twice() -> Non
     other = plan.model_copy(update={"seed": 2})
     longer = run_plan(federation={"rounds": 3})
     try:
-        session = session_for(77, "1000", plan, site_of, STORE)
-        assert session_for(77, "1000", run_plan(), site_of, STORE) is session
+        session = opened(77, "1000", plan, site_of)
+        assert opened(77, "1000", run_plan(), site_of) is session
         for changed in (other, longer):
             with pytest.raises(PrivacyRefused, match="plan"):
-                session_for(77, "1000", changed, site_of, STORE)
-        assert session_for(77, "1001", other, site_of, STORE) is not session
+                opened(77, "1000", changed, site_of)
+        assert opened(77, "1001", other, site_of) is not session
     finally:
         close_sessions(77)
     try:
-        assert session_for(77, "1000", other, site_of, STORE) is not session
+        assert opened(77, "1000", other, site_of) is not session
     finally:
         close_sessions(77)
 
 
 def test_one_site_opens_once_when_many_messages_come_at_once() -> None:
-    opened = []
+    times = []
 
     def open_site() -> SiteRecords:
-        opened.append(1)
+        times.append(1)
         return site_of()
 
     plan = run_plan()
     try:
         with ThreadPoolExecutor(4) as pool:
-            found = list(pool.map(lambda _: session_for(78, "1", plan, open_site, STORE), range(8)))
+            found = list(pool.map(lambda _: opened(78, "1", plan, open_site), range(8)))
     finally:
         close_sessions(78)
-    assert len(opened) == 1
+    assert len(times) == 1
     assert len({id(session) for session in found}) == 1
 
 
@@ -264,8 +289,8 @@ def test_a_site_that_could_not_open_is_opened_again_at_the_next_message() -> Non
     plan = run_plan()
     try:
         with pytest.raises(ConfigError):
-            session_for(79, "1", plan, broken, STORE)
-        assert session_for(79, "1", plan, site_of, STORE)
+            opened(79, "1", plan, broken)
+        assert opened(79, "1", plan, site_of)
     finally:
         close_sessions(79)
 

@@ -7,12 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from client.site import (
-    SiteCaps,
     SiteRecords,
     check_caps,
     declared,
     open_configured_site,
 )
+from common.caps import SiteCaps
 from common.catalog import write_catalog
 from common.errors import ConfigError, DataError, PrivacyRefused
 from common.interactions import write_interactions

@@ -1,4 +1,3 @@
-import dataclasses
 import math
 
 import numpy as np
@@ -15,6 +14,7 @@ from common.plan import RecommenderPlan
 from common.randomness import Randomness, SecureRandomness
 from common.textpath import TextVectors
 from simulations.seeded import SeededRandomness
+from simulations.unprotected import FreeGrant
 from tests.models import (
     FAMILIES,
     mechanism_of,
@@ -170,8 +170,8 @@ def test_a_batch_that_breaks_in_the_middle_leaves_nothing_for_the_next() -> None
 @pytest.mark.parametrize("noise", [0.0, 1.0])
 def test_every_tensor_that_should_move_does(variant: str, noise: float) -> None:
     plan = recommender_plan(variant=variant)
-    trainer = trainer_of(records_of(BASE), plan, mechanism=mechanism_of(noise_multiplier=noise))
-    update = update_of(trainer)
+    trainer = trainer_of(records_of(BASE), plan)
+    update = update_of(trainer, noise_multiplier=noise)
     assert set(update) == {name for name, _ in trainer.model.trainable()}
     assert any(".lora_B." in name for name in update)
     assert any(".lora_A." in name for name in update) == (variant == "plain")
@@ -213,9 +213,10 @@ def test_an_update_of_several_steps_draws_a_sample_and_noise_for_each() -> None:
             assert (population, rate) == (len(BASE), 0.4)
             return self.inner.poisson_sample(population, rate)
 
-    mechanism = mechanism_of(noise_multiplier=1.0, sample_rate=0.4, micro_batch=2)
+    mechanism = mechanism_of(micro_batch=2)
     trainer, randomness = trainer_of(records_of(BASE), mechanism=mechanism), Counting()
-    update = update_of(trainer, steps=4, randomness=randomness)
+    granted = {"noise_multiplier": 1.0, "sample_rate": 0.4, "steps": 4}
+    update = update_of(trainer, randomness=randomness, **granted)
     assert randomness.samples == 4
     assert randomness.normals == 4 * sum(v.numel() for v in update.values())
 
@@ -228,16 +229,16 @@ def test_a_sample_of_subjects_without_any_row_releases_noise() -> None:
         values=np.zeros(0, np.float32),
         times=np.zeros(0, np.int64),
     )
-    trainer = trainer_of(records, mechanism=mechanism_of(noise_multiplier=1.0))
-    assert all(value.any() for value in update_of(trainer).values())
+    trainer = trainer_of(records)
+    assert all(value.any() for value in update_of(trainer, noise_multiplier=1.0).values())
 
 
 def test_seeded_randomness_repeats_an_update_and_secure_randomness_does_not() -> None:
-    mechanism = mechanism_of(noise_multiplier=1.0, sample_rate=0.5)
-    trainer = trainer_of(records_of(BASE), mechanism=mechanism)
+    trainer = trainer_of(records_of(BASE))
 
     def flat(randomness: Randomness) -> Tensor:
-        return torch.cat([v.flatten() for v in update_of(trainer, randomness=randomness).values()])
+        made = update_of(trainer, randomness=randomness, noise_multiplier=1.0, sample_rate=0.5)
+        return torch.cat([value.flatten() for value in made.values()])
 
     assert torch.equal(flat(seeded()), flat(seeded()))
     assert not torch.equal(flat(seeded(1)), flat(seeded(2)))
@@ -273,10 +274,9 @@ def test_a_tensor_unfrozen_behind_the_trainers_back_is_refused() -> None:
                 **adapter,
                 **{n: p.detach() for n, p in trainer.model.trainable() if n not in adapter},
             },
-            steps=1,
             train_text=True,
             public_seed=3,
-            randomness=SecureRandomness(),
+            grant=FreeGrant(SecureRandomness()),
         )
     norm.weight.requires_grad_(False)
 
@@ -307,18 +307,13 @@ def test_dropout_in_the_backbone_is_refused() -> None:
 def test_noise_that_was_announced_is_the_noise_that_is_drawn() -> None:
     """Data and noise, together: the update minus the sum is normal with the announced scale."""
     mechanism = Mechanism(
-        noise_multiplier=2.0,
         max_grad_norm=1.0,
-        sample_rate=1.0,
         expected_batch_size=8.0,
         micro_batch=3,
     )
-    noisy = trainer_of(records_of(BASE), mechanism=mechanism)
-    silent = trainer_of(
-        records_of(BASE), mechanism=dataclasses.replace(mechanism, noise_multiplier=0.0)
-    )
-    clean = update_of(silent)
-    for name, value in update_of(noisy).items():
+    trainer = trainer_of(records_of(BASE), mechanism=mechanism)
+    clean = update_of(trainer)
+    for name, value in update_of(trainer, noise_multiplier=2.0).items():
         noise = (value - clean[name]).double()
         if noise.numel() > 1000:
             tolerance = max(0.01, 4.5 / math.sqrt(2 * noise.numel()))
@@ -327,6 +322,8 @@ def test_noise_that_was_announced_is_the_noise_that_is_drawn() -> None:
 
 def test_the_optimizer_is_opacus_own_with_the_site_s_mechanism() -> None:
     trainer = trainer_of(records_of(BASE), mechanism=mechanism_of(max_grad_norm=0.25))
-    optimizer = trainer._optimizer([p for _, p in trainer.model.trainable()], SecureRandomness())
+    optimizer = trainer._optimizer(
+        [p for _, p in trainer.model.trainable()], FreeGrant(SecureRandomness())
+    )
     assert isinstance(optimizer, SubjectDPOptimizer)
     assert optimizer.max_grad_norm == 0.25

@@ -11,17 +11,18 @@ from common.errors import ConfedError, SecurityRefused
 from common.limits import LIMITS
 from common.plan import RunPlan
 from common.wire import (
+    Answer,
     Identity,
     Order,
     Tensors,
+    pack_answer,
     pack_identity,
     pack_order,
-    pack_update,
     to_record,
     to_tensors,
+    unpack_answer,
     unpack_identity,
     unpack_order,
-    unpack_update,
 )
 
 TENSORS = st.dictionaries(
@@ -34,8 +35,9 @@ TENSORS = st.dictionaries(
 @given(TENSORS, st.integers(1, 10_000))
 @settings(max_examples=50, deadline=None)
 def test_an_update_survives_the_wire_bit_for_bit(update: Tensors, number: int) -> None:
-    found_number, found = unpack_update(pack_update(update, number=number))
-    assert found_number == number
+    answer = unpack_answer(pack_answer(Answer(round=number, update=update, lines=b"a\n")))
+    assert (answer.round, answer.lines) == (number, b"a\n")
+    found = answer.update
     assert set(found) == set(update)
     for name, value in update.items():
         assert found[name].tobytes() == value.tobytes()
@@ -59,31 +61,49 @@ def test_the_order_of_names_on_the_wire_is_always_the_same() -> None:
 GOOD = to_record({"map": np.zeros((2, 2), np.float32)})
 
 
+def order_with(**changed: Any) -> RecordDict:
+    plan = RunPlan().to_json()
+    whole = {
+        "adapter": GOOD,
+        "order": ConfigRecord({"round": 1, "plan": plan}),
+        "heads": ConfigRecord({"receipts": []}),
+    }
+    return RecordDict({k: v for k, v in {**whole, **changed}.items() if v is not None})
+
+
+def answer_with(**changed: Any) -> RecordDict:
+    whole = {
+        "update": GOOD,
+        "answer": ConfigRecord({"round": 1}),
+        "ledger": ConfigRecord({"lines": b""}),
+    }
+    return RecordDict({k: v for k, v in {**whole, **changed}.items() if v is not None})
+
+
 @pytest.mark.parametrize(
     "content",
     [
         RecordDict(),
         RecordDict({"update": GOOD}),
-        RecordDict({"receipt": ConfigRecord({"round": 1})}),
-        RecordDict({"update": GOOD, "receipt": ConfigRecord({})}),
-        RecordDict({"update": GOOD, "receipt": ConfigRecord({"round": "1"})}),
-        RecordDict({"update": GOOD, "receipt": ConfigRecord({"round": 1.0})}),
-        RecordDict({"update": GOOD, "receipt": ConfigRecord({"round": 1, "loss": 0.3})}),
-        RecordDict({"update": GOOD, "receipt": MetricRecord({"round": 1})}),
-        RecordDict({"update": ConfigRecord({}), "receipt": ConfigRecord({"round": 1})}),
-        RecordDict(
-            {
-                "update": GOOD,
-                "receipt": ConfigRecord({"round": 1}),
-                "metrics": MetricRecord({"num-examples": 812}),
-            }
-        ),
+        answer_with(update=None),
+        answer_with(answer=None),
+        answer_with(ledger=None),
+        answer_with(answer=ConfigRecord({})),
+        answer_with(answer=ConfigRecord({"round": "1"})),
+        answer_with(answer=ConfigRecord({"round": 1.0})),
+        answer_with(answer=ConfigRecord({"round": 1, "loss": 0.3})),
+        answer_with(answer=MetricRecord({"round": 1})),
+        answer_with(update=ConfigRecord({})),
+        answer_with(ledger=ConfigRecord({"lines": "text"})),
+        answer_with(ledger=ConfigRecord({})),
+        answer_with(ledger=MetricRecord({"lines": 1})),
+        answer_with(metrics=MetricRecord({"num-examples": 812})),
     ],
-    ids=range(10),
+    ids=range(15),
 )
 def test_an_answer_of_another_form_is_refused(content: RecordDict) -> None:
     with pytest.raises(SecurityRefused):
-        unpack_update(content)
+        unpack_answer(content)
 
 
 @pytest.mark.parametrize(
@@ -91,15 +111,22 @@ def test_an_answer_of_another_form_is_refused(content: RecordDict) -> None:
     [
         RecordDict(),
         RecordDict({"adapter": GOOD}),
-        RecordDict({"adapter": GOOD, "order": ConfigRecord({"round": 1})}),
-        RecordDict({"adapter": GOOD, "order": ConfigRecord({"plan": "{}", "round": "1"})}),
-        RecordDict({"adapter": GOOD, "order": ConfigRecord({"plan": 3, "round": 1})}),
-        RecordDict({"adapter": GOOD, "order": ConfigRecord({"plan": "{}", "round": 1, "q": 2})}),
-        RecordDict({"adapter": GOOD, "order": GOOD}),
-        RecordDict({"adapter": GOOD, "order": ConfigRecord(), "more": ConfigRecord()}),
-        RecordDict({"adapter": GOOD, "order": ConfigRecord({"plan": "x", "round": 1})}),
+        order_with(order=ConfigRecord({"round": 1})),
+        order_with(order=ConfigRecord({"plan": "{}", "round": "1"})),
+        order_with(order=ConfigRecord({"plan": 3, "round": 1})),
+        order_with(order=ConfigRecord({"plan": "{}", "round": 1, "q": 2})),
+        order_with(order=GOOD),
+        order_with(more=ConfigRecord()),
+        order_with(order=ConfigRecord({"plan": "x", "round": 1})),
+        order_with(heads=None),
+        order_with(heads=ConfigRecord({})),
+        order_with(heads=ConfigRecord({"receipts": ["junk"]})),
+        order_with(heads=ConfigRecord({"receipts": ["[" * 100_000]})),
+        order_with(heads=ConfigRecord({"receipts": ["[]"]})),
+        order_with(heads=ConfigRecord({"receipts": ["{}"]})),
+        order_with(heads=ConfigRecord({"receipts": [1, 2]})),
     ],
-    ids=range(9),
+    ids=range(16),
 )
 def test_an_order_of_another_form_is_refused(content: RecordDict) -> None:
     with pytest.raises(ConfedError):

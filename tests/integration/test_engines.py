@@ -3,7 +3,7 @@ from pathlib import Path
 
 import numpy as np
 
-from client.site import SiteCaps
+from common.caps import SiteCaps
 from common.textpath import ActivationStore
 from common.wire import Tensors
 from simulations.engines import FlowerEngine, InProcessEngine, Job

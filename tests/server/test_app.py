@@ -16,6 +16,7 @@ from common.wire import Tensors
 from server.app import build, find_members, initial_adapter, plan_from_run_config
 from server.strategy import Member
 from simulations.grid import InProcessGrid
+from simulations.ledgers import MemoryLedgers
 from simulations.sites import MemorySites
 from tests.models import backbone_of, run_plan, site_of
 
@@ -24,8 +25,12 @@ CARE = [site_of("north"), site_of("south", seed=1)]
 BANK = [site_of("east", domain="bank", items=20), site_of("west", domain="bank", items=20, seed=2)]
 
 
+def client_of(*sites: SiteRecords) -> ClientApp:
+    return build_client(MemorySites(sites), permits=MemoryLedgers())
+
+
 def grid_of(sites: list[SiteRecords], app: ClientApp | None = None) -> InProcessGrid:
-    client = app if app is not None else build_client(MemorySites(tuple(sites)))
+    client = app if app is not None else client_of(*sites)
     return InProcessGrid(client, nodes=len(sites), run_id=RUN, workers=1)
 
 
@@ -109,7 +114,7 @@ def test_a_run_watches_every_round_and_writes_its_adapter(tmp_path: Path) -> Non
 
 def test_sites_that_fail_or_lie_do_not_end_a_run() -> None:
     plan = run_plan(federation={"rounds": 3, "text_rounds": 1})
-    honest = build_client(MemorySites((*CARE, *BANK)))
+    honest = client_of(*CARE, *BANK)
 
     def act(message: Message, context: Context) -> Message:
         node = int(context.node_config["partition-id"])

@@ -19,7 +19,17 @@ from flwr.clientapp import ClientApp
 from common.errors import RefusedError
 from common.plan import RunPlan
 from common.recommender import is_text
-from common.wire import Identity, Tensors, pack_update, to_record, to_tensors, unpack_order
+from common.signing import SigningKey
+from common.wire import (
+    Answer,
+    Identity,
+    Tensors,
+    pack_answer,
+    to_record,
+    to_tensors,
+    unpack_order,
+)
+from server.heads import HeadBook
 from server.strategy import LEARNING_RATES, ConsortiumStrategy, Member, make_strategy, noise_power
 from simulations.grid import FIRST_NODE, InProcessGrid
 from tests.models import run_plan
@@ -67,7 +77,11 @@ def initial_of(seed: int = 0) -> Tensors:
 
 
 def strategy_of(plan: RunPlan, weights: dict[str, float] | None = None) -> ConsortiumStrategy:
-    return make_strategy(plan, members_of(weights), initial_of())
+    return made(plan, members_of(weights), initial_of())
+
+
+def made(plan: RunPlan, members: dict[int, Member], initial: Tensors) -> ConsortiumStrategy:
+    return make_strategy(plan, members, initial, heads=HeadBook(SigningKey.generate()), run="1")
 
 
 @pytest.fixture
@@ -91,7 +105,7 @@ def answered(order: Message, value: float, **changed: Any) -> Message:
         k: np.full_like(v, value) for k, v in tensors.items() if text or not is_text(k)
     }
     update = {k: v for k, v in {**update, **changed}.items() if v is not None}
-    return Message(pack_update(update, number=asked.round), reply_to=order)
+    return Message(pack_answer(Answer(round=asked.round, update=update)), reply_to=order)
 
 
 def moved(
@@ -121,7 +135,7 @@ def test_a_domain_is_sent_the_others_maps_and_does_not_send_them_back(grid: InPr
     plan = plan_of(learning_rate=1.0).with_domains({"care": 100, "bank": 100})
     initial = {**initial_of(), "borrow.care": np.zeros((1, 1), np.float32)}
     initial["borrow.bank"] = np.zeros((1, 1), np.float32)
-    strategy = make_strategy(plan, members_of(), initial)
+    strategy = made(plan, members_of(), initial)
     a, b, c = orders(strategy, grid, initial)
     assert {"map.care", "map.bank", "borrow.care"} <= set(unpack_order(a.content)[1])
     assert "borrow.bank" not in unpack_order(a.content)[1]
@@ -154,6 +168,10 @@ def test_a_domains_bias_comes_from_its_own_sites_alone(grid: InProcessGrid) -> N
     assert found["bias.bank"].all()
 
 
+def junk(value: np.ndarray, data: bytes) -> Array:
+    return Array(dtype="float32", shape=value.shape, stype="numpy.ndarray", data=data)
+
+
 def spoilt(order: Message, kind: str) -> Message:
     """An answer that must not count."""
     asked, tensors = unpack_order(order.content)
@@ -173,48 +191,29 @@ def spoilt(order: Message, kind: str) -> Message:
     }.get(kind)
     if changed is not None:
         return answered(order, 1e3, **changed)
-    record, receipt = to_record(good), ConfigRecord({"round": asked.round})
+    record, answer = to_record(good), ConfigRecord({"round": asked.round})
+    whole = {"update": record, "answer": answer, "ledger": ConfigRecord({"lines": b""})}
     content = {
         "empty": RecordDict(),
-        "late": pack_update(good, number=asked.round + 1),
-        "stale": pack_update(good, number=0),
-        "text-round": RecordDict({"update": record, "receipt": ConfigRecord({"round": "1"})}),
+        "late": pack_answer(Answer(round=asked.round + 1, update=good)),
+        "stale": pack_answer(Answer(round=0, update=good)),
+        "text-round": RecordDict({**whole, "answer": ConfigRecord({"round": "1"})}),
         "extra-field": RecordDict(
-            {"update": record, "receipt": ConfigRecord({"round": 1, "num-examples": 9})}
+            {**whole, "answer": ConfigRecord({"round": 1, "num-examples": 9})}
         ),
-        "extra-record": RecordDict(
-            {"update": record, "receipt": receipt, "metrics": MetricRecord({"loss": 0.1})}
-        ),
+        "extra-record": RecordDict({**whole, "metrics": MetricRecord({"loss": 0.1})}),
         "junk": RecordDict(
-            {
-                "update": ArrayRecord(
-                    {
-                        k: Array(dtype="float32", shape=v.shape, stype="numpy.ndarray", data=b"x")
-                        for k, v in good.items()
-                    }
-                ),
-                "receipt": receipt,
-            }
+            {**whole, "update": ArrayRecord({k: junk(v, b"x") for k, v in good.items()})}
         ),
         "zip": RecordDict(
-            {
-                "update": ArrayRecord(
-                    {
-                        k: Array(
-                            dtype="float32", shape=v.shape, stype="numpy.ndarray", data=b"PK\3\4"
-                        )
-                        for k, v in good.items()
-                    }
-                ),
-                "receipt": receipt,
-            }
+            {**whole, "update": ArrayRecord({k: junk(v, b"PK\3\4") for k, v in good.items()})}
         ),
     }
     if kind == "error":
         return Message(Error(code=1004, reason="REFUSED"), reply_to=order)
     if kind == "foreign":
         stranger = Message(order.content, dst_node_id=4242, message_type=MessageType.TRAIN)
-        return Message(pack_update(good, number=asked.round), reply_to=stranger)
+        return Message(pack_answer(Answer(round=asked.round, update=good)), reply_to=stranger)
     return Message(content[kind], reply_to=order)
 
 

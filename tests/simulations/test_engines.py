@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from client.session import _SESSIONS
-from client.site import SiteCaps, SiteRecords
+from client.site import SiteRecords
+from common.caps import SiteCaps
 from common.errors import ConfigError, OrderError, RefusedError
 from common.plan import RunPlan
 from common.randomness import SecureRandomness

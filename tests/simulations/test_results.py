@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common.durable import write_atomic
 from simulations.results import (
     CSV_HEADER,
     METHODS,
@@ -24,7 +25,6 @@ from simulations.results import (
     score,
     to_summary,
     upper,
-    write_atomic,
     write_results,
 )
 from tests.simulations.runs import metrics, run

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from flwr.app import Context, RecordDict
 
-from client.site import SiteCaps, SiteRecords
+from client.site import SiteRecords
+from common.caps import SiteCaps
 from simulations.sites import SIMULATED, FolderSites, MemorySites, read_site, write_site
 from tests.models import site_of
 
