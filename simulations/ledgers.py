@@ -7,13 +7,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from client.permits import Permits, has_ledger, open_ledger, start_ledger
+from client.permits import Permits
 from client.site import SiteRecords
 from common.caps import SiteCaps
 from common.ledger import create_ledger
 from common.ledger_file import KEY_NAME
 from common.plan import RunPlan
 from common.signing import SigningKey
+from common.site_ledger import has_ledger, open_ledger, start_ledger
 from common.spending import noise_of
 from simulations.unprotected import NoLedger
 
