@@ -12,7 +12,7 @@ from common.grant import Grant
 from common.ledger import Ledger, PlanRequest
 from common.plan import RunPlan
 from common.randomness import Randomness
-from common.site_ledger import open_ledger
+from common.site_ledger import has_ledger, open_ledger, start_ledger
 
 
 class Permits(Protocol):
@@ -63,4 +63,6 @@ def deployed_permits(records: SiteRecords, _plan: RunPlan) -> Ledger:
     """
     if records.ledger is None:
         raise ConfigError("Expected ledger in node_config, the folder of the site's ledger.")
+    if records.made_up and not has_ledger(records.ledger):
+        return start_ledger(records.ledger, site=records.name, caps=records.caps)
     return open_ledger(records.ledger, site=records.name)

@@ -3,6 +3,7 @@
 Sensitive: the interactions. Public: name, domain, catalog and the declared number of subjects.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ class SiteRecords:
         declared_subjects: public figure of the contract, the denominator of the mean.
         caps: of the site's owner.
         ledger: folder of the site's ledger and opt-outs; None where a simulation keeps them.
+        made_up: whether the records are synthetic; their ledger is begun at the first message.
         reply_at: share of a round's time that passes before any answer leaves, 0 for at once.
     """
 
@@ -43,6 +45,7 @@ class SiteRecords:
     declared_subjects: int
     caps: SiteCaps = DEFAULT_CAPS
     ledger: Path | None = None
+    made_up: bool = False
     reply_at: float = 0.0
 
     def __post_init__(self) -> None:
@@ -110,7 +113,8 @@ def open_configured_site(context: Context) -> SiteRecords:
     if "data" in config:
         return _deployed(config)
     if "partition-id" in config:
-        return _synthetic(int(config["partition-id"]), int(config["num-partitions"]))
+        root = state_folder() / "simulated" / str(context.run_id)
+        return _synthetic(int(config["partition-id"]), int(config["num-partitions"]), root)
     raise ConfigError(
         "Expected node_config with data, site, domain and declared-subjects, got none of them."
     )
@@ -141,17 +145,26 @@ def _deployed(config: dict[str, bool | float | int | str]) -> SiteRecords:
     )
 
 
-def _synthetic(partition: int, partitions: int) -> SiteRecords:
+def state_folder() -> Path:
+    """Where a program keeps what outlives it (XDG Base Directory)."""
+    home = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
+    return Path(home) / "confed"
+
+
+def _synthetic(partition: int, partitions: int, ledgers: Path) -> SiteRecords:
     from common.synthetic import make_site  # noqa: PLC0415
 
     half = max(partitions // 2, 1)
     domain: Literal["care", "bank"] = "care" if partition < half else "bank"
     number = partition if partition < half else partition - half
     catalog, interactions = make_site(domain, site=number, subjects=600, seed=1)
+    name = f"{domain}-{number + 1}"
     return SiteRecords(
-        name=f"{domain}-{number + 1}",
+        name=name,
         domain=domain,
         catalog=catalog,
         interactions=interactions,
         declared_subjects=declared(len(interactions)),
+        ledger=ledgers / name,
+        made_up=True,
     )

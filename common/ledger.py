@@ -313,6 +313,10 @@ class Ledger:
         with self._journal.transaction():
             return b"".join(self._journal.store.read(0).splitlines(keepends=True)[seq + 1 :])
 
+    def spent_events(self) -> list[Event]:
+        """What each cohort has had done to it."""
+        return [event_of(spent) for spent in self.state().spent.values()]
+
     def spent(self) -> Spent:
         """Epsilon of the cohort that spent most, at the budget's delta."""
         state = self.state()

@@ -4,13 +4,17 @@ Sensitive: `signing-key.pem`. Public: `ledger.jsonl` and `public-key.pem`.
 """
 
 from pathlib import Path
+from typing import Final
 
 from common.caps import SiteCaps
+from common.durable import sync_folder
 from common.entries import is_name
 from common.errors import ConfigError
 from common.ledger import Ledger, create_ledger
 from common.ledger_file import KEY_NAME, LEDGER_NAME, PUBLIC_NAME, LedgerFile
 from common.signing import SigningKey, read_signing_key
+
+NEXT_KEY_NAME: Final = "signing-key-next.pem"
 
 
 def has_ledger(folder: Path) -> bool:
@@ -19,8 +23,12 @@ def has_ledger(folder: Path) -> bool:
     return path.is_file() and path.stat().st_size > 0
 
 
-def open_ledger(folder: Path, *, site: str) -> Ledger:
+def open_ledger(folder: Path, *, site: str | None = None) -> Ledger:
     """The ledger of a site that was set up before.
+
+    Args:
+        folder: of ledger and keys.
+        site: whose it must be; None takes any.
 
     Raises:
         ConfigError: there is none in the folder.
@@ -30,9 +38,38 @@ def open_ledger(folder: Path, *, site: str) -> Ledger:
         raise ConfigError(
             f"Expected a ledger in {folder}, found none; run: confed site init {folder} --site NAME"
         )
-    ledger = Ledger(LedgerFile(folder), read_signing_key(folder / KEY_NAME))
-    if ledger.state().site != site:
+    ledger = Ledger(LedgerFile(folder), _key_in_force(folder))
+    if site is not None and ledger.state().site != site:
         raise ConfigError(f"Expected the ledger of {site} in {folder}, got another site's.")
+    return ledger
+
+
+def _key_in_force(folder: Path) -> SigningKey:
+    """The signing key; the next one where a rotation was cut short after it was recorded."""
+    path, waiting = folder / KEY_NAME, folder / NEXT_KEY_NAME
+    if waiting.exists():
+        key = read_signing_key(waiting)
+        lines = (folder / LEDGER_NAME).read_bytes().splitlines()
+        if any(b'"kind":"key-rotate"' in x and key.public.hex.encode() in x for x in lines):
+            waiting.replace(path)
+            sync_folder(folder)
+    return read_signing_key(path)
+
+
+def rotate_key(folder: Path) -> Ledger:
+    """Replace the site's signing key; the ledger records that both keys agree.
+
+    Raises:
+        ConfedError: as `open_ledger`.
+    """
+    ledger = open_ledger(folder)
+    waiting = folder / NEXT_KEY_NAME
+    waiting.unlink(missing_ok=True)  # left by a rotation that was never recorded
+    key = SigningKey.generate()
+    key.write(waiting)
+    ledger.rotate(key)
+    waiting.replace(folder / KEY_NAME)
+    sync_folder(folder)
     return ledger
 
 

@@ -16,7 +16,9 @@ import pytest
 from common.adapter import load_adapter
 from common.backbone import PACKAGED_SHA256
 from common.plan import RunPlan
+from common.signing import read_public_key
 from common.synthetic import make_domain
+from common.verification import verify
 from server.app import plan_from_run_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,6 +39,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
         **os.environ,
         "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
         "FLWR_HOME": str(home),
+        "XDG_STATE_HOME": str(home / "state"),
         "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(free_port()),
         "FLWR_LOCAL_CONTROL_API_PORT": str(free_port()),
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
@@ -101,6 +104,12 @@ def test_flwr_run_trains_the_synthetic_consortium_and_writes_the_adapter(
     for name in ("map.care", "map.bank", "bias.care", "bias.bank"):
         assert np.isfinite(tensors[name]).all()
         assert tensors[name].any(), f"{name} never moved"
+    ledgers = list(Path(environment["XDG_STATE_HOME"]).glob("confed/simulated/*/*/ledger.jsonl"))
+    assert {path.parent.name for path in ledgers} == {"care-1", "bank-1"}
+    for path in ledgers:
+        verdict = verify(path.read_bytes(), read_public_key(path.with_name("public-key.pem")))
+        assert verdict.passed
+        assert [(run.reserved, run.released) for run in verdict.runs] == [(2, 2)]
     new = {path.name for path in ROOT.iterdir()} - before
     assert all(name.startswith(".") or name == "__pycache__" for name in new), "files left behind"
 
