@@ -26,6 +26,7 @@ from simulations.empirical.product import (
     Product,
     Step,
     noise_for,
+    noise_slack,
     released_update,
     trainer_of,
 )
@@ -157,7 +158,7 @@ def one_run(product: Product, canaries: Canaries, *, epsilon: float, seed: int) 
         r=r,
         v=v,
         epsilon_hat=eps_lower(canaries.count, r, v, delta=DELTA),
-        held_out=std_test(scores[~included], claimed=noise),
+        held_out=std_test(scores[~included], claimed=noise, slack=noise_slack(canaries.count / 2)),
         scores=scores,
         included=included,
     )

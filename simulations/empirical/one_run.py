@@ -102,7 +102,9 @@ class StdTest:
         return self.low <= self.ratio <= self.high
 
 
-def std_test(scores: NDArray[np.float64], *, claimed: float, false_alarm: float = 1e-6) -> StdTest:
+def std_test(
+    scores: NDArray[np.float64], *, claimed: float, slack: float = 0.0, false_alarm: float = 1e-6
+) -> StdTest:
     """Test scores that are nothing but noise, mean 0, against the claimed standard deviation.
 
     The sum of squares over the claimed variance is chi-squared with as many degrees of freedom
@@ -111,6 +113,7 @@ def std_test(scores: NDArray[np.float64], *, claimed: float, false_alarm: float 
     Args:
         scores: (n) of excluded canaries.
         claimed: standard deviation.
+        slack: share of it that the product may add on top; it never takes any away.
         false_alarm: chance that a correct mechanism is accused.
     """
     n = len(scores)
@@ -118,7 +121,7 @@ def std_test(scores: NDArray[np.float64], *, claimed: float, false_alarm: float 
     return StdTest(
         ratio=math.sqrt(float(np.mean(np.square(scores)))) / claimed,
         low=math.sqrt(low / n),
-        high=math.sqrt(high / n),
+        high=math.sqrt(high / n) * (1 + slack),
     )
 
 

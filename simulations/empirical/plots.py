@@ -50,10 +50,11 @@ def _draw_scores(axes: Axes, runs: Sequence[CanaryRun]) -> None:
         expected = stats.norm.pdf(curve, mean, noise)
         axes.plot(curve, expected, color=colour, linewidth=1.8, label=f"{name}, claimed")
     worst = max(run.epsilon_hat for run in runs)
-    style(axes, title=f"claimed ε = {runs[0].epsilon_probe:g}: ε̂ ≤ {worst:.2f} in {_runs(runs)}")
+    style(axes, title=f"ε = {runs[0].epsilon_probe:g}: ε̂ up to {worst:.2f} in {_runs(runs)}")
     axes.set_ylabel("density")
     axes.set_ylim(0, 1.7 * float(stats.norm.pdf(0, 0, noise)))
-    axes.legend(frameon=False, fontsize=9, labelcolor=INK, ncols=2, loc="upper center")
+    legend = axes.legend(fontsize=9, labelcolor=INK, ncols=2, loc="upper center")
+    legend.get_frame().set(edgecolor="none", alpha=0.85)
 
 
 def _runs(runs: Sequence[CanaryRun]) -> str:
@@ -65,30 +66,13 @@ def plot_roc(private: Attack, control: Attack, *, width: float = PAGE) -> Figure
     figure = Figure(figsize=(min(width, 5.6), 4.6), layout="constrained")
     axes = figure.subplots()
     least = 0.5 / float((~private.member).sum())
-    fpr = np.geomspace(least, 1, 300)
-    allowed = np.minimum(1.0, math.exp(private.epsilon) * fpr + DELTA)
-    axes.plot(
-        fpr,
-        allowed,
-        color=INK,
-        linewidth=1.4,
-        linestyle=(0, (5, 2)),
-        label=f"most that ε = {private.epsilon:g} allows: $e^ε$·FPR + δ",
-    )
-    axes.plot(fpr, fpr, color=MUTED, linewidth=0.9, linestyle=(0, (1, 2)), label="guessing")
+    _draw_allowed(axes, private.epsilon, least)
     for attack, colour, name in (
         (control, PALETTE[1], "without noise (control)"),
-        (private, PALETTE[0], f"as deployed, ε = {private.epsilon:g}"),
+        (private, PALETTE[0], f"audited, ε = {private.epsilon:g}"),
     ):
-        false, true = attack.rates()
-        axes.step(
-            np.maximum(false, least),
-            np.maximum(true, least),
-            where="post",
-            color=colour,
-            linewidth=2.2,
-            label=name,
-        )
+        false, true = (np.maximum(rate, least) for rate in attack.rates())
+        axes.step(false, true, where="post", color=colour, linewidth=2.2, label=name)
     style(axes, title="membership inference (LiRA)")
     axes.set_xscale("log")
     axes.set_yscale("log")
@@ -100,6 +84,15 @@ def plot_roc(private: Attack, control: Attack, *, width: float = PAGE) -> Figure
         axis.set_major_formatter(PercentFormatter(1.0, decimals=None))
     axes.legend(frameon=False, fontsize=9, labelcolor=INK, loc="lower right")
     return figure
+
+
+def _draw_allowed(axes: Axes, epsilon: float, least: float) -> None:
+    fpr = np.geomspace(least, 1, 300)
+    most = np.minimum(1.0, math.exp(epsilon) * fpr + DELTA)
+    dashes, dots = (0, (5, 2)), (0, (1, 2))
+    label = f"most that ε = {epsilon:g} allows: $e^ε$·FPR + δ"
+    axes.plot(fpr, most, color=INK, linewidth=1.4, linestyle=dashes, label=label)
+    axes.plot(fpr, fpr, color=MUTED, linewidth=0.9, linestyle=dots, label="guessing")
 
 
 def write_png(figure: Figure, path: Path) -> Path:

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from client.optimizer import NORM_SLACK, largest_batch
 from client.training import Mechanism, SiteTrainer
 from common.accounting import calibrate
 from common.backbone import Backbone, load_backbone
@@ -88,6 +89,11 @@ class Step:
 def noise_for(epsilon: float, *, delta: float, steps: int = 1) -> float:
     """The noise multiplier that the product's own accountant gives for an epsilon, rate 1."""
     return calibrate(epsilon=epsilon, delta=delta, sample_rate=1.0, steps=steps)
+
+
+def noise_slack(expected_batch_size: float) -> float:
+    """Share of noise that the optimizer adds for rounding in so large a batch."""
+    return NORM_SLACK * largest_batch(expected_batch_size)
 
 
 def trainer_of(product: Product, site: AuditSite, step: Step) -> SiteTrainer:

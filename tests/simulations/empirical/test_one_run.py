@@ -113,3 +113,9 @@ def test_the_limits_of_the_noise_accuse_as_often_as_they_say() -> None:
 def test_scores_that_are_off_their_mean_are_found_too() -> None:
     scores = np.random.default_rng(2).standard_normal(500) + 1
     assert not std_test(scores, claimed=1.0).passed
+
+
+def test_noise_that_is_added_on_top_is_allowed_for_and_none_that_is_taken_away() -> None:
+    plain, loose = (std_test(np.ones(500), claimed=1.0, slack=s) for s in (0.0, 0.01))
+    assert loose.high == pytest.approx(1.01 * plain.high)
+    assert loose.low == plain.low

@@ -24,9 +24,9 @@ def test_a_panel_a_claim_with_both_groups_found_and_claimed() -> None:
     grid = canaries_of(200)
     runs = [one_run(Product(), grid, epsilon=e, seed=s) for e in (1.0, 2.0) for s in (0, 1)]
     figure = plot_canaries(runs)
-    assert [axes.get_title(loc="left")[:14] for axes in figure.axes] == [
-        "claimed ε = 1:",
-        "claimed ε = 2:",
+    assert [axes.get_title(loc="left")[:6] for axes in figure.axes] == [
+        "ε = 1:",
+        "ε = 2:",
     ]
     for axes in figure.axes:
         legend = [text.get_text() for text in axes.get_legend().get_texts()]

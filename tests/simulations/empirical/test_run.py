@@ -1,7 +1,4 @@
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +6,6 @@ from click.testing import CliRunner, Result
 from rich.cells import cell_len
 
 from common.errors import ConfigError
-from simulations.empirical.broken import BROKEN
 from simulations.empirical.commands import empirical
 from simulations.empirical.findings import NOT_A_PROOF
 from simulations.empirical.run import Request, audit, request_of
@@ -114,18 +110,3 @@ def test_probes_are_one_and_two_unless_given_and_never_twice() -> None:
     assert request_of(**options())[0].probes == (1.0, 2.0)
     assert request_of(**options(probes=(1.5, 1.5)))[0].probes == (1.5,)
     assert request_of(**options(tier="a"))[0].tiers == ("a",)
-
-
-def test_the_help_names_every_broken_mechanism_and_every_option() -> None:
-    text = " ".join(run("--help").stdout.split())
-    assert all(name in text for name in BROKEN)
-    for option in empirical.params:
-        assert getattr(option, "help", None), option.name
-
-
-def test_the_help_does_not_wait_for_torch() -> None:
-    code = "import sys, simulations.empirical.commands; print('torch' in sys.modules)"
-    told = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ
-    )
-    assert told.stdout.strip() == "False"

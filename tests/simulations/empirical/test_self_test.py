@@ -1,12 +1,8 @@
-import io
 import json
-
-from rich.console import Console
 
 from simulations.empirical.broken import BROKEN
 from simulations.empirical.run import Request
 from simulations.empirical.self_test import PRODUCT, Case, SelfTest, self_test
-from simulations.empirical.table import print_self_test
 
 QUICK = Request(tiers=("b",), seeds=2)
 
@@ -31,16 +27,6 @@ def test_a_broken_mechanism_that_passes_fails_the_self_test() -> None:
     assert not case(caught={"a": ("x",), "b": ()}, wanted=("a", "b")).passed
     assert not case(name=PRODUCT, wanted=()).passed
     assert case(name=PRODUCT, caught={"a": ()}, wanted=()).passed
-
-
-def test_the_table_says_what_was_missed_in_eighty_columns() -> None:
-    tested = SelfTest(cases=(case(), case(name="no-clip", caught={"a": ()})))
-    console = Console(width=120, record=True, file=io.StringIO())
-    print_self_test(tested, console)
-    text = console.export_text()
-    assert "caught 1" in text
-    assert "MISSED" in text
-    assert max(len(line) for line in text.splitlines()) <= 80
 
 
 def test_the_self_test_is_json() -> None:
