@@ -13,7 +13,9 @@ from typing import Any, Final
 
 from common.audit_consortium import Together, compose
 from common.chain import Fault, Reserved, State
-from common.figures import upper
+from common.entries import parse_line
+from common.errors import SecurityRefused
+from common.figures import small, upper
 from common.receipts import Head, Receipt, heads_sha256
 from common.signing import PublicKey
 from common.verification import Verdict, verify
@@ -47,6 +49,7 @@ class SiteAudit:
         key: that it was checked with.
         faults: of the verdict and of every comparison, by entry.
         server_receipts: receipts for this site in the server's file.
+        first_time: of the first entry; empty where it cannot be read.
         newest_receipt: largest entry number that a receipt covers; -1 when none does.
     """
 
@@ -55,6 +58,7 @@ class SiteAudit:
     key: PublicKey
     faults: tuple[Fault, ...]
     server_receipts: int
+    first_time: str
     newest_receipt: int
 
     @property
@@ -90,7 +94,7 @@ class SiteAudit:
         if not self.passed:
             return NO_CLAIM_FAULTS
         spent = self.verdict.spent
-        return f"every subject: ({upper(spent.epsilon)}, {spent.delta:g})-differential privacy"
+        return f"every subject: ({upper(spent.epsilon)}, {small(spent.delta)})-differential privacy"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,8 +190,16 @@ def _site(
         key=given.key,
         faults=tuple(sorted(dict.fromkeys(faults), key=lambda fault: fault.seq)),
         server_receipts=len(mine),
+        first_time=_first_time(given.data),
         newest_receipt=max(covered, default=-1),
     )
+
+
+def _first_time(data: bytes) -> str:
+    try:
+        return parse_line(data.partition(b"\n")[0]).entry.ts
+    except SecurityRefused:
+        return ""
 
 
 def _compare_copies(verdicts: Sequence[Verdict], found: Found) -> None:

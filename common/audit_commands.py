@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from common.cli import EntryPointGroup
+from common.cli import EntryPointGroup, missing_package
 
 if TYPE_CHECKING:
     from common.audit import Audit
 
+FILE = click.Path(path_type=Path, dir_okay=False)
 LEDGERS = click.argument(
     "paths", metavar="PATH...", nargs=-1, required=True, type=click.Path(path_type=Path)
 )
@@ -71,6 +72,47 @@ def verify(
 
         print_audit(found, Console())
     return 0 if found.passed else 1
+
+
+@audit.command()
+@LEDGERS
+@KEYS
+@RECEIPTS
+@SITES
+@click.option("--out", required=True, type=FILE, help="HTML file to write.")
+@click.option("--pdf", type=FILE, help="PDF to write as well.")
+@click.option("--empirical", type=FILE, help="empirical.json of `confed audit empirical`.")
+@click.option("--summary", type=FILE, help="summary.json of a simulation.")
+@click.option("--site-facts", type=FILE, help="TOML with what only the controller can say.")
+def report(
+    paths: tuple[Path, ...],
+    keys: tuple[str, ...],
+    receipts: tuple[Path, ...],
+    sites_per_subject: int | None,
+    **files: Path | None,
+) -> int:
+    """Write one self-contained page about what was spent, for a regulator.
+
+    PATH... are ledgers, folders of sites, or what `confed simulate` wrote.
+
+    Exit status: 0 all verify, 1 a fault was found and is in the report, 2 wrong input, 3 refused.
+    """
+    try:
+        from common.report_files import write_report  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        raise _extra(error) from None
+    found = audited(paths, keys, receipts, sites_per_subject)
+    for written in write_report(found, [str(path) for path in paths], files):
+        click.echo(written)
+    return 0 if found.passed else 1
+
+
+def _extra(error: ModuleNotFoundError) -> Exception:
+    """What to say of a package of the extra `report`; any other missing module is a bug."""
+    package = (error.name or "").partition(".")[0]
+    if package not in {"jinja2", "markupsafe", "matplotlib", "weasyprint"}:
+        return error
+    return missing_package(package, "confed audit report", "confed[report]")
 
 
 def audited(

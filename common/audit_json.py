@@ -8,7 +8,7 @@ from common.accounting import Spent
 from common.audit import NO_CLAIM_FAULTS, NO_CLAIM_SEEDED, Audit, SiteAudit
 from common.audit_consortium import Together
 from common.caps import SiteCaps
-from common.figures import upper
+from common.figures import small, upper
 from common.mechanism import to_plain
 from common.verification import RunFacts
 
@@ -40,7 +40,8 @@ def claim_of(audit: Audit) -> str:
         return NO_CLAIM_FAULTS
     spent = audit.together.disjoint if audit.together else audit.sites[0].verdict.spent
     where = "at one site" if audit.together else "at this site"
-    return f"every subject {where}: ({upper(spent.epsilon)}, {spent.delta:g})-differential privacy"
+    bound = f"({upper(spent.epsilon)}, {small(spent.delta)})"
+    return f"every subject {where}: {bound}-differential privacy"
 
 
 def _site(site: SiteAudit) -> dict[str, Any]:
@@ -52,6 +53,7 @@ def _site(site: SiteAudit) -> dict[str, Any]:
         "faults": [{"entry": f.seq, "code": f.code, "text": f.text} for f in site.faults],
         "entries": verdict.entries,
         "head": verdict.head,
+        "first_time": site.first_time,
         "last_time": state.time,
         "key": {"fingerprint": site.key.fingerprint, "public_key": site.key.hex},
         "keys_in_ledger": [key.fingerprint for key in state.keys],

@@ -13,7 +13,7 @@ from common.audit import Audit, SiteAudit
 from common.audit_json import claim_of
 from common.chain import Fault
 from common.event_words import event_words
-from common.figures import lower, upper
+from common.figures import lower, small, upper
 from common.verification import RunFacts
 
 WIDTH: Final = 80
@@ -61,7 +61,7 @@ def _facts(site: SiteAudit) -> Table:
         ("head", verdict.head),
         (
             "epsilon",
-            f"{upper(spent.epsilon)} at delta {spent.delta:g}; delta·N is not known here",
+            f"{upper(spent.epsilon)} at delta {small(spent.delta)}; delta·N is not known here",
         ),
         ("", _accountants(spent)),
         ("published", spent.accountant),
@@ -120,7 +120,7 @@ def _consortium(audit: Audit) -> Table:
         shared = together.shared
         rows = [
             ("disjoint", f"epsilon {upper(together.disjoint.epsilon)}, a subject at one site"),
-            (f"at {k} sites", f"epsilon {upper(shared.epsilon)} at delta {shared.delta:g}"),
+            (f"at {k} sites", f"epsilon {upper(shared.epsilon)} at delta {small(shared.delta)}"),
             ("", shared.accountant),
         ]
     rounds = f"{audit.rounds_compared} rounds compared, {audit.rounds_recomputed} computed again"

@@ -1,6 +1,7 @@
 """How a figure about privacy is written: upper bounds are rounded up, never to the nearest."""
 
 import math
+import re
 
 
 def upper(value: float, decimals: int = 4) -> str:
@@ -16,3 +17,8 @@ def lower(value: float, decimals: int = 4) -> str:
     """What is left under a bound, rounded down."""
     shift = 10**decimals
     return f"{math.floor(value * shift + 1e-9) / shift:.{decimals}f}"
+
+
+def small(value: float) -> str:
+    """A delta or another small number, three digits that count, without needless zeros."""
+    return re.sub(r"e-0?(\d+)$", r"e-\1", f"{value:.3g}")

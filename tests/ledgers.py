@@ -5,8 +5,7 @@ a disk, for the sizes that only an auditor meets.
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -65,35 +64,6 @@ class Clock:
     def __call__(self) -> datetime:
         self.now += timedelta(minutes=1)
         return self.now
-
-
-@dataclass(kw_only=True)
-class MemoryStore:
-    """A LedgerStore without a disk."""
-
-    data: bytearray = field(default_factory=bytearray)
-    outbox: dict[str, bytes] = field(default_factory=dict)
-
-    def locked(self) -> AbstractContextManager[None]:
-        return nullcontext()
-
-    def read(self, offset: int) -> bytes:
-        return bytes(self.data[offset:])
-
-    def append(self, data: bytes) -> None:
-        self.data += data
-
-    def set_aside(self, offset: int) -> None:
-        del self.data[offset:]
-
-    def keep(self, name: str, payload: bytes) -> None:
-        self.outbox[name] = payload
-
-    def kept(self, name: str) -> bytes | None:
-        return self.outbox.get(name)
-
-    def drop(self, name: str) -> None:
-        self.outbox.pop(name, None)
 
 
 @dataclass(frozen=True, kw_only=True)
