@@ -1,6 +1,7 @@
 """The ClientApp: wiring only. What a site answers is decided in `session`, checked in `egress`."""
 
 import logging
+import time
 from collections.abc import Callable
 from enum import IntEnum
 
@@ -8,15 +9,18 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from client.permits import PermitSource, deployed_permits
-from client.session import session_for
+from client.session import Session, session_for
 from client.site import RandomnessSource, SiteRecords, SiteSource, open_configured_site
 from common.errors import ConfedError, ConfigError, DataError, ModelError, RefusedError
+from common.plan import RunPlan
 from common.randomness import SecureRandomness
 from common.textpath import ActivationStore
-from common.wire import Identity, pack_answer, pack_identity, unpack_order
+from common.wire import Identity, pack_answer, pack_evaluation, pack_identity, unpack_order
 
 LOG = logging.getLogger("confed.site")
 IN_MEMORY = ActivationStore()
+LATEST = 0.9
+"""Share of a round's time at which an answer still arrives in time."""
 
 
 class Code(IntEnum):
@@ -61,25 +65,36 @@ def build(
     """
     app = ClientApp()
 
+    def session(context: Context, plan: RunPlan) -> Session:
+        return session_for(
+            context.run_id,
+            str(context.node_id),
+            plan,
+            open_site=lambda: open_site(context),
+            store=store,
+            permits=permits,
+        )
+
     @app.query()
     def identify(message: Message, context: Context) -> Message:
-        return _answered(message, lambda: _identity(open_site(context)))
+        return _answered(message, context, lambda: _identity(open_site(context)))
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
         def body() -> RecordDict:
             order, adapter = unpack_order(message.content)
-            session = session_for(
-                context.run_id,
-                str(context.node_id),
-                order.plan,
-                open_site=lambda: open_site(context),
-                store=store,
-                permits=permits,
-            )
-            return pack_answer(session.train(order, adapter, randomness))
+            return pack_answer(session(context, order.plan).train(order, adapter, randomness))
 
-        return _answered(message, body)
+        return _answered(message, context, body)
+
+    @app.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        def body() -> RecordDict:
+            order, adapter = unpack_order(message.content)
+            found = session(context, order.plan).evaluate(order, adapter, randomness)
+            return pack_evaluation(found)
+
+        return _answered(message, context, body)
 
     return app
 
@@ -96,14 +111,32 @@ def _identity(records: SiteRecords) -> RecordDict:
     )
 
 
-def _answered(message: Message, body: Callable[[], RecordDict]) -> Message:
+def _answered(message: Message, context: Context, body: Callable[[], RecordDict]) -> Message:
+    arrived = time.monotonic()
     try:
-        return Message(body(), reply_to=message)
+        content: RecordDict | Error = body()
     except Exception as error:
         code = code_of(error)
         # The text stays in the site's own log: Flower would carry it to the server verbatim.
         LOG.exception("no answer: %s", code.name)
-        return Message(Error(code=code, reason=code.name), reply_to=message)
+        content = Error(code=code, reason=code.name)
+    _hold(message, context, arrived)
+    # After the wait: the time of the message is public too.
+    return Message(content, reply_to=message)
+
+
+def _hold(message: Message, context: Context, arrived: float) -> None:
+    """Wait until the share of the round's time that the site asks for has passed.
+
+    How long training took tells of the batch; an answer, or a refusal, at a fixed time does not.
+    """
+    share = context.node_config.get("reply-at", 0.0)
+    if not isinstance(share, int | float) or isinstance(share, bool) or not 0 <= share < 1:
+        LOG.error("expected reply-at in [0, 1) in node_config; answering at the end of the round")
+        share = LATEST
+    left = arrived + share * message.metadata.ttl - time.monotonic()
+    if share and left > 0:
+        time.sleep(left)
 
 
 app = build()

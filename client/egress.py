@@ -5,6 +5,7 @@ finite, within a public bound; nothing else.
 """
 
 import hashlib
+import json
 import math
 
 import numpy as np
@@ -15,7 +16,7 @@ from safetensors.numpy import load
 from client.optimizer import NORM_SLACK, largest_batch
 from common.errors import SecurityRefused
 from common.plan import RunPlan
-from common.wire import Tensors
+from common.wire import FIGURES, Tensors
 
 TAIL = 8.0
 """Standard deviations over the expected noise norm at which the bound lies: P below 1e-15."""
@@ -70,6 +71,22 @@ def pass_out(
     if length > bound:
         raise SecurityRefused("Expected an update within the public bound, got a longer one.")
     return update
+
+
+def pass_out_figures(payload: bytes, *, released: str) -> dict[str, float]:
+    """Check an evaluation's figures and return them.
+
+    Raises:
+        SecurityRefused: another hash, another name, or a number that is not finite.
+    """
+    if hashlib.sha256(payload).hexdigest() != released:
+        raise SecurityRefused("Expected the bytes that were released, got others.")
+    figures = json.loads(payload)
+    if not isinstance(figures, dict) or set(figures) != set(FIGURES):
+        raise SecurityRefused("Expected exactly the allowed figures, got others.")
+    if not all(isinstance(v, int | float) and math.isfinite(v) for v in figures.values()):
+        raise SecurityRefused("Expected finite figures, got others.")
+    return {name: float(figures[name]) for name in FIGURES}
 
 
 def _squared(value: NDArray[np.float32]) -> float:

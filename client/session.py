@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from client.egress import pass_out, update_bound
+from client.egress import pass_out, pass_out_figures, update_bound
+from client.evaluation import SiteEvaluator
 from client.opt_out import NOBODY, OptOuts, read_opt_outs
 from client.permits import Permits, PermitSource
 from client.site import RandomnessSource, SiteRecords, check_caps
@@ -21,16 +22,16 @@ from common.adapter import tensors_sha256
 from common.backbone import Backbone, load_backbone
 from common.errors import PrivacyRefused, SecurityRefused
 from common.grant import Grant
-from common.interactions import require_subjects
+from common.interactions import Interactions, require_subjects
 from common.ledger import PlanRequest
-from common.mechanism import Event, Gaussian, PoissonSampled, Repeated
 from common.plan import RecommenderPlan, RunPlan
 from common.receipts import Receipt, require_same_heads
 from common.recommender import Recommender, is_text
-from common.spending import noise_of
+from common.spending import events_of, noise_of
+from common.splits import leave_one_out
 from common.textpath import ActivationStore, TextVectors
 from common.windows import history_texts, training_windows
-from common.wire import Answer, Order, Tensors, to_payload
+from common.wire import Answer, Evaluation, Order, Tensors, figures_payload, to_payload
 
 
 class Session:
@@ -66,18 +67,22 @@ class Session:
         require_subjects(records.interactions)
         permits.plan(self._request(backbone))
         self._lock = threading.Lock()
-        self._trainer = _trainer(records, plan, backbone, store)
+        split = leave_one_out(records.interactions) if plan.evaluations else None
+        held_in = records.interactions if split is None else split.test_history
+        self._trainer = _trainer(records, held_in, plan, backbone, store)
+        self._evaluator = (
+            None
+            if split is None
+            else SiteEvaluator(records, split, plan, backbone=backbone, store=store)
+        )
         self._opt_outs: OptOuts = NOBODY
         self._acknowledged = -1
 
     def _request(self, backbone: Backbone) -> PlanRequest:
         plan = self.plan
-        events: dict[str, tuple[Event, int]] = {}
-        if plan.privacy.private:
-            events["train"] = (round_event(plan, self.noise_multiplier), plan.federation.rounds)
         return PlanRequest(
             run=self.run,
-            events=events,
+            events=events_of(plan, self.noise_multiplier) if plan.privacy.private else {},
             max_grad_norm=plan.privacy.max_grad_norm,
             plan_sha256=hashlib.sha256(plan.to_json().encode()).hexdigest(),
             backbone_sha256=backbone.digest,
@@ -95,28 +100,74 @@ class Session:
                 receipts for a ledger that is not this one.
         """
         with self._lock:
-            self._admit(adapter)
-            receipt = self._check_receipts(order.receipts)
-            asked = {"run": self.run, "number": order.round, "model_sha256": _model(order, adapter)}
-            payload = self.permits.stored(**asked)  # type: ignore[arg-type]
-            if payload is None:
-                self._leave_out_opt_outs()
-                grant = self.permits.reserve(
-                    **asked,  # type: ignore[arg-type]
-                    randomness=randomness(self.records.name, order.round),
-                    receipt=self._new(receipt),
-                )
-                payload = to_payload(self._update(order, adapter, grant))
-                released = self.permits.release(grant, payload)
-            else:
-                released = hashlib.sha256(payload).hexdigest()
-            update = self._out(order, payload, released)
-            lines = self.permits.lines_after(-1 if receipt is None else receipt.seq)
-            return Answer(round=order.round, update=update, lines=lines)
+            payload, released, lines = self._paid(
+                order,
+                adapter,
+                randomness,
+                purpose="train",
+                work=lambda grant: to_payload(self._update(order, adapter, grant)),
+            )
+            return Answer(
+                round=order.round, update=self._out(order, payload, released), lines=lines
+            )
+
+    def evaluate(self, order: Order, adapter: Tensors, randomness: RandomnessSource) -> Evaluation:
+        """Noised sums over the subjects' held-out items, through the egress gate.
+
+        Raises:
+            PrivacyRefused, SecurityRefused: as `train`; also where the plan evaluates nothing.
+        """
+        evaluator, every = self._evaluator, self.plan.evaluation.every
+        if evaluator is None or order.round % every:
+            raise PrivacyRefused("Expected a round in which the plan evaluates, got another.")
+
+        def work(grant: Grant) -> bytes:
+            left_out = self._opt_outs.positions(self.records.interactions.subject_ids)
+            return figures_payload(evaluator.noised(_tensors(adapter), grant, left_out))
+
+        with self._lock:
+            payload, released, lines = self._paid(
+                order, adapter, randomness, purpose="evaluate", work=work
+            )
+            figures = pass_out_figures(payload, released=released)
+            return Evaluation(round=order.round, figures=figures, lines=lines)
+
+    def _paid(
+        self,
+        order: Order,
+        adapter: Tensors,
+        randomness: RandomnessSource,
+        *,
+        purpose: str,
+        work: Callable[[Grant], bytes],
+    ) -> tuple[bytes, str, bytes]:
+        """Reserve, work, release; the payload, its released hash and the ledger's new lines."""
+        self._admit(adapter)
+        receipt = self._check_receipts(order.receipts)
+        number = order.round // (self.plan.evaluation.every if purpose == "evaluate" else 1)
+        model = _model(order, adapter)
+        payload = self.permits.stored(
+            run=self.run, number=number, model_sha256=model, purpose=purpose
+        )
+        if payload is None:
+            self._leave_out_opt_outs()
+            grant = self.permits.reserve(
+                run=self.run,
+                number=number,
+                model_sha256=model,
+                randomness=randomness(f"{self.records.name}{_MARK[purpose]}", order.round),
+                purpose=purpose,
+                receipt=self._new(receipt),
+            )
+            payload = work(grant)
+            released = self.permits.release(grant, payload)
+        else:
+            released = hashlib.sha256(payload).hexdigest()
+        return payload, released, self.permits.lines_after(-1 if receipt is None else receipt.seq)
 
     def _update(self, order: Order, adapter: Tensors, grant: Grant) -> Tensors:
         update = self._trainer.update(
-            {name: torch.from_numpy(np.array(value)) for name, value in adapter.items()},
+            _tensors(adapter),
             train_text=order.round <= self.plan.federation.text_rounds,
             public_seed=self.plan.seed * 1_000_003 + order.round,
             grant=grant,
@@ -179,12 +230,13 @@ class Session:
             self._opt_outs = current
 
 
-def round_event(plan: RunPlan, noise_multiplier: float) -> Event:
-    """What one round of a plan costs at one site."""
-    gaussian = Gaussian(noise_multiplier=noise_multiplier)
-    step = PoissonSampled(sample_rate=plan.privacy.sample_rate, event=gaussian)
-    steps = plan.federation.local_steps
-    return step if steps == 1 else Repeated(count=steps, event=step)
+_MARK = {"train": "", "evaluate": "/evaluate"}
+"""Seeded noise of an evaluation must not repeat that of the round's training."""
+
+
+def _tensors(adapter: Tensors) -> dict[str, torch.Tensor]:
+    """The adapter in arrays of our own: those of a message are read-only."""
+    return {name: torch.from_numpy(np.array(value)) for name, value in adapter.items()}
 
 
 def _model(order: Order, adapter: Tensors) -> str:
@@ -195,13 +247,14 @@ def _model(order: Order, adapter: Tensors) -> str:
 
 def _trainer(
     records: SiteRecords,
+    interactions: Interactions,
     plan: RunPlan,
     backbone: Backbone,
     store: ActivationStore,
 ) -> SiteTrainer:
     recommender, privacy = plan.recommender, plan.privacy
     windows = training_windows(
-        records.interactions,
+        interactions,
         windows=recommender.windows,
         history_items=recommender.history_items,
     )

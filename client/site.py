@@ -11,13 +11,14 @@ from typing import Literal
 
 from flwr.app import Context
 
-from common.accounting import schedule, spent
+from common.accounting import spent
 from common.caps import SiteCaps
 from common.catalog import Catalog, read_catalog
 from common.errors import ConfigError, PrivacyRefused
 from common.interactions import Interactions, read_interactions, require_subjects
 from common.plan import RunPlan
 from common.randomness import Randomness
+from common.spending import cost_after
 
 DEFAULT_CAPS = SiteCaps()
 
@@ -35,7 +36,6 @@ class SiteRecords:
         caps: of the site's owner.
         ledger: folder of the site's ledger and opt-outs; None where a simulation keeps them.
         made_up: whether the records are synthetic; their ledger is begun at the first message.
-        reply_at: share of a round's time that passes before any answer leaves, 0 for at once.
     """
 
     name: str
@@ -46,15 +46,12 @@ class SiteRecords:
     caps: SiteCaps = DEFAULT_CAPS
     ledger: Path | None = None
     made_up: bool = False
-    reply_at: float = 0.0
 
     def __post_init__(self) -> None:
         if self.declared_subjects < 1:
             raise ConfigError(
                 f"Expected declared subjects of 1 or more, got {self.declared_subjects}."
             )
-        if not 0 <= self.reply_at < 1:
-            raise ConfigError(f"Expected reply-at in [0, 1), got {self.reply_at}.")
 
 
 SiteSource = Callable[[Context], SiteRecords]
@@ -79,9 +76,7 @@ def check_caps(plan: RunPlan, noise_multiplier: float, caps: SiteCaps) -> None:
         if caps.private_only:
             raise PrivacyRefused("Expected a private plan, got private = false; this site refuses.")
         return
-    event = schedule(
-        noise_multiplier=noise_multiplier, sample_rate=privacy.sample_rate, steps=plan.steps
-    )
+    event = cost_after(plan, noise_multiplier, plan.federation.rounds)
     asked = {
         "epsilon": spent(event, delta=privacy.delta).epsilon,
         "delta": privacy.delta,
@@ -141,7 +136,6 @@ def _deployed(config: dict[str, bool | float | int | str]) -> SiteRecords:
         declared_subjects=int(config["declared-subjects"]),
         caps=caps,
         ledger=Path(str(config["ledger"])) if "ledger" in config else None,
-        reply_at=float(config.get("reply-at", 0.0)),
     )
 
 

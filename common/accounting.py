@@ -124,8 +124,12 @@ def spent_together(
     return _spent(ordered, float(delta), adjacency)
 
 
-def calibrate(*, epsilon: float, delta: float, sample_rate: float, steps: int) -> float:
+def calibrate(
+    *, epsilon: float, delta: float, sample_rate: float, steps: int, besides: Event | None = None
+) -> float:
     """Find the least noise multiplier whose epsilon is at most the target, to TOLERANCE.
+
+    What the run does `besides` its steps, on the same subjects, is part of the target.
 
     The result is checked with `spent`: it never spends more than the target. It is never below
     MIN_NOISE.
@@ -137,7 +141,8 @@ def calibrate(*, epsilon: float, delta: float, sample_rate: float, steps: int) -
 
     def counted(log_noise: float) -> dict[Leaf, int]:
         noise = math.exp(log_noise)
-        return leaves(schedule(noise_multiplier=noise, sample_rate=sample_rate, steps=steps))
+        steady = schedule(noise_multiplier=noise, sample_rate=sample_rate, steps=steps)
+        return leaves(steady if besides is None else Composed(events=(steady, besides)))
 
     def over(found: float) -> float:
         return math.log(max(found, 1e-12)) - math.log(epsilon)
@@ -189,6 +194,7 @@ class PrivacyChoice:
         sample_rate: Probability of a subject to stand in a step.
         steps: Steps of the whole run at one site.
         sampling: "poisson", the one that is accounted.
+        besides: what else the run does to the same subjects; part of epsilon.
     """
 
     epsilon: float | None = None
@@ -198,6 +204,7 @@ class PrivacyChoice:
     sample_rate: float
     steps: int
     sampling: str = "poisson"
+    besides: Event | None = None
 
 
 def check_privacy(choice: PrivacyChoice, *, subjects: int) -> float:
@@ -269,6 +276,7 @@ def _calibrated(choice: PrivacyChoice) -> float:
         delta=choice.delta,
         sample_rate=choice.sample_rate,
         steps=choice.steps,
+        besides=choice.besides,
     )
 
 
@@ -277,7 +285,8 @@ def _agreed(choice: PrivacyChoice, noise: float) -> float:
         raise PrivacyRefused(
             "Expected noise_multiplier above 0 with privacy on, got 0. Switch privacy off instead."
         )
-    event = schedule(noise_multiplier=noise, sample_rate=choice.sample_rate, steps=choice.steps)
+    steps = schedule(noise_multiplier=noise, sample_rate=choice.sample_rate, steps=choice.steps)
+    event = steps if choice.besides is None else Composed(events=(steps, choice.besides))
     for leaf in leaves(event):
         check_noise(leaf)
     if choice.epsilon is None:

@@ -124,6 +124,15 @@ class FederationPlan(Frozen):
     """Subjects held in memory at once; changes no result beyond rounding."""
 
 
+class EvaluationPlan(Frozen):
+    """Federated evaluation: each site sends noised sums over its subjects' last items."""
+
+    every: int = Field(default=0, ge=0, le=LIMITS.rounds)
+    """Rounds between two evaluations; 0 for none. The last item of a subject is then held out."""
+    noise_multiplier: float = Field(default=20.0, gt=0, le=LARGEST)
+    """Noise over the length of one subject's three figures; its cost is part of epsilon."""
+
+
 def require_text_layers(recommender: RecommenderPlan, federation: FederationPlan) -> None:
     """Refuse rounds of text training without a layer to train.
 
@@ -145,6 +154,7 @@ class RunPlan(Frozen):
     recommender: RecommenderPlan = RecommenderPlan()
     privacy: PrivacyPlan = PrivacyPlan(epsilon=4.0)
     federation: FederationPlan = FederationPlan()
+    evaluation: EvaluationPlan = EvaluationPlan()
 
     @model_validator(mode="after")
     def _sensible(self) -> Self:
@@ -165,6 +175,11 @@ class RunPlan(Frozen):
     def steps(self) -> int:
         """DP steps of a whole run at one site."""
         return self.federation.rounds * self.federation.local_steps
+
+    @property
+    def evaluations(self) -> int:
+        """Federated evaluations of a whole run."""
+        return self.federation.rounds // self.evaluation.every if self.evaluation.every else 0
 
 
 def parse(model: type[Frozen], values: dict[str, Any], *, where: str) -> Any:

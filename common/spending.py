@@ -1,6 +1,7 @@
-"""From a run plan to its noise: the one place where plan and accounting meet."""
+"""From a run plan to its noise and its cost: the one place where plan and accounting meet."""
 
 from common.accounting import PrivacyChoice, check_privacy
+from common.mechanism import Composed, Event, Gaussian, PoissonSampled, Repeated
 from common.plan import RunPlan
 
 
@@ -18,6 +19,7 @@ def noise_of(plan: RunPlan, *, subjects: int = 1) -> float:
     privacy = plan.privacy
     if not privacy.private:
         return 0.0
+    count = plan.evaluations
     choice = PrivacyChoice(
         epsilon=privacy.epsilon,
         noise_multiplier=privacy.noise_multiplier,
@@ -26,5 +28,40 @@ def noise_of(plan: RunPlan, *, subjects: int = 1) -> float:
         sample_rate=privacy.sample_rate,
         steps=plan.steps,
         sampling=privacy.sampling,
+        besides=Repeated(count=count, event=evaluation_event(plan)) if count else None,
     )
     return check_privacy(choice, subjects=subjects)
+
+
+def round_event(plan: RunPlan, noise_multiplier: float) -> Event:
+    """What one round of training costs at one site."""
+    gaussian = Gaussian(noise_multiplier=noise_multiplier)
+    step = PoissonSampled(sample_rate=plan.privacy.sample_rate, event=gaussian)
+    steps = plan.federation.local_steps
+    return step if steps == 1 else Repeated(count=steps, event=step)
+
+
+def evaluation_event(plan: RunPlan) -> Event:
+    """What one federated evaluation costs at one site: everybody counts, so nothing is sampled."""
+    return Gaussian(noise_multiplier=plan.evaluation.noise_multiplier)
+
+
+def events_of(plan: RunPlan, noise_multiplier: float) -> dict[str, tuple[Event, int]]:
+    """A private run's releases by purpose: the event of one, and how many."""
+    events = {"train": (round_event(plan, noise_multiplier), plan.federation.rounds)}
+    if plan.evaluations:
+        events["evaluate"] = (evaluation_event(plan), plan.evaluations)
+    return events
+
+
+def cost_after(plan: RunPlan, noise_multiplier: float, rounds: int) -> Event:
+    """Everything that a private run has done to a subject after so many rounds."""
+    every = plan.evaluation.every
+    done = {"train": rounds, "evaluate": rounds // every if every else 0}
+    return Composed(
+        events=tuple(
+            Repeated(count=done[purpose], event=event)
+            for purpose, (event, _) in events_of(plan, noise_multiplier).items()
+            if done[purpose]
+        )
+    )

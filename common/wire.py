@@ -1,7 +1,8 @@
 """What travels between server and site, in Flower's records; the only module here that knows them.
 
 Down: `adapter` (arrays), `order` (round, plan) and `heads` (the server's receipts for every site's
-ledger). Up: `update` (arrays), `answer` (round) and `ledger` (the site's lines since its receipt).
+ledger). Up: `update` (arrays) or `figures` (noised sums of an evaluation), `answer`
+(round) and `ledger` (the site's lines since its receipt).
 A query is answered by `identity`: site, domain, catalog digest and size, declared number of
 subjects, all public.
 """
@@ -11,13 +12,14 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
+from common.entries import canonical
 from common.errors import SecurityRefused
 from common.limits import LIMITS
 from common.plan import RunPlan, plan_from_json
@@ -132,16 +134,22 @@ def unpack_answer(content: RecordDict) -> Answer:
     """
     if set(content.keys()) != {"update", "answer", "ledger"}:
         raise SecurityRefused("Expected the records update, answer and ledger in an answer.")
-    answer, update, ledger = content["answer"], content["update"], content["ledger"]
-    if not isinstance(answer, ConfigRecord) or not isinstance(update, ArrayRecord):
-        raise SecurityRefused("Expected arrays in update and settings in answer.")
-    number = answer.get("round")
+    update = content["update"]
+    if not isinstance(update, ArrayRecord):
+        raise SecurityRefused("Expected arrays in update, got something else.")
+    number, lines = _number_and_lines(content)
+    return Answer(round=number, update=to_tensors(update), lines=lines)
+
+
+def _number_and_lines(content: RecordDict) -> tuple[int, bytes]:
+    answer, ledger = content["answer"], content["ledger"]
+    number = answer.get("round") if isinstance(answer, ConfigRecord) else None
     if not isinstance(number, int) or len(answer) != 1:
         raise SecurityRefused("Expected exactly a round in the answer.")
     lines = ledger.get("lines") if isinstance(ledger, ConfigRecord) else None
-    if not isinstance(lines, bytes) or len(lines) > LIMITS.ledger_bytes:
+    if not isinstance(lines, bytes) or len(ledger) != 1 or len(lines) > LIMITS.ledger_bytes:
         raise SecurityRefused("Expected the lines of a ledger in an answer, got something else.")
-    return Answer(round=number, update=to_tensors(update), lines=lines)
+    return number, lines
 
 
 def pack_identity(identity: Identity) -> RecordDict:
@@ -173,6 +181,59 @@ def _is_name(value: object) -> bool:
 
 def _is_count(value: object, most: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= most
+
+
+FIGURES: Final = ("subjects", "ndcg@10", "hit@10")
+"""Every figure of an evaluation that may leave a site, each a noised sum over its subjects."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What a site answers to an order to evaluate.
+
+    Attributes:
+        round: number.
+        figures: noised sums, by FIGURES.
+        lines: as of an answer.
+    """
+
+    round: int
+    figures: dict[str, float]
+    lines: bytes = b""
+
+
+def pack_evaluation(evaluation: Evaluation) -> RecordDict:
+    """The message body of an evaluation: noised sums, the round, and the ledger's new lines."""
+    return RecordDict(
+        {
+            "figures": ConfigRecord({name: evaluation.figures[name] for name in FIGURES}),
+            "answer": ConfigRecord({"round": evaluation.round}),
+            "ledger": ConfigRecord({"lines": evaluation.lines}),
+        }
+    )
+
+
+def unpack_evaluation(content: RecordDict) -> Evaluation:
+    """Read an evaluation.
+
+    Raises:
+        SecurityRefused: anything but finite noised sums, the round and lines of a ledger.
+    """
+    if set(content.keys()) != {"figures", "answer", "ledger"}:
+        raise SecurityRefused("Expected the records figures, answer and ledger in an evaluation.")
+    figures = content["figures"]
+    if not isinstance(figures, ConfigRecord) or set(figures) != set(FIGURES):
+        raise SecurityRefused("Expected exactly the allowed figures in an evaluation.")
+    values = {name: figures[name] for name in FIGURES}
+    if not all(isinstance(v, float) and math.isfinite(v) for v in values.values()):
+        raise SecurityRefused("Expected finite numbers in an evaluation.")
+    number, lines = _number_and_lines(content)
+    return Evaluation(round=number, figures=values, lines=lines)  # type: ignore[arg-type]
+
+
+def figures_payload(figures: dict[str, float]) -> bytes:
+    """An evaluation's figures as the bytes that a release in a ledger names."""
+    return canonical({name: float(figures[name]) for name in FIGURES})
 
 
 def to_payload(update: Tensors) -> bytes:

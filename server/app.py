@@ -18,8 +18,9 @@ from common.plan import RunPlan, parse
 from common.recommender import Recommender
 from common.signing import SigningKey, read_signing_key
 from common.wire import Identity, Tensors, to_record, unpack_identity
+from server.exchange import Member
 from server.heads import HeadBook
-from server.strategy import Member, make_strategy
+from server.strategy import make_strategy
 
 LOG = logging.getLogger("confed.server")
 OnRound = Callable[[int, Tensors], None]

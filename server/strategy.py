@@ -1,148 +1,29 @@
 """The consortium's strategy on top of Flower's server optimisers.
 
 Flower's classes keep the optimiser; what is ours stands on both sides of them: below, messages and
-the contract-weighted mean (`_Collect`), above, learning rates by kind of tensor, frozen tensors
-and the average of the iterates (`_Release`).
+the contract-weighted mean (`server.exchange`), above, learning rates by kind of tensor, frozen
+tensors and the average of the iterates (`_Release`).
 """
 
 import logging
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM
-from numpy.typing import NDArray
 
-from common.errors import ConfedError, RefusedError, SecurityRefused
 from common.plan import RunPlan
-from common.recommender import held_by, is_text, kind_of, read_by
+from common.recommender import held_by, is_text, kind_of
 from common.spending import noise_of
-from common.wire import (
-    Identity,
-    Order,
-    Tensors,
-    pack_order,
-    to_payload,
-    to_record,
-    to_tensors,
-    unpack_answer,
-)
-from server.aggregation import weighted_mean
+from common.wire import Tensors, to_record
+from server.exchange import Exchange, Member
 from server.heads import HeadBook
 
 LOG = logging.getLogger("confed.server")
 LEARNING_RATES = {"fedadam-mini": 0.007, "fedadam": 0.003, "fedavgm": 0.5, "fedavg": 3.0}
 """Server learning rate of the history map where the plan names none."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Member:
-    """A site of the contract: its node, its public facts and its weight."""
-
-    node: int
-    identity: Identity
-    weight: float = 1.0
-
-
-class _Collect(FedAvg):
-    """Orders down, updates up, contract-weighted mean; knows which tensors a site holds."""
-
-    plan: RunPlan
-    members: Mapping[int, Member]
-    shapes: Mapping[str, tuple[int, ...]]
-    heads: HeadBook
-    run: str
-    _sent: Tensors
-
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """One message a site: the shared tensors and the bias of its own domain."""
-        self._sent = to_tensors(arrays)
-        order = Order(round=server_round, plan=self.plan, receipts=self.heads.receipts)
-        present = set(grid.get_node_ids())
-        bodies = {
-            domain: pack_order(
-                order, to_record({name: self._sent[name] for name in self.read_by(domain)})
-            )
-            for domain in {m.identity.domain for m in self.members.values()}
-        }
-        return [
-            Message(
-                content=bodies[member.identity.domain],
-                message_type=MessageType.TRAIN,
-                dst_node_id=node,
-                ttl=self.plan.federation.round_timeout,
-            )
-            for node, member in self.members.items()
-            if node in present
-        ]
-
-    def held_by(self, domain: str) -> list[str]:
-        """Names of the tensors that sites of a domain train."""
-        return [n for n in self.shapes if held_by(n, domain, self.plan.recommender)]
-
-    def read_by(self, domain: str) -> list[str]:
-        """Names of the tensors that sites of a domain are sent."""
-        return [n for n in self.shapes if read_by(n, domain, self.plan.recommender)]
-
-    def moved_in(self, server_round: int, domain: str) -> set[str]:
-        """Names of the tensors that an answer of this round holds."""
-        text = server_round <= self.plan.federation.text_rounds
-        return {name for name in self.held_by(domain) if text or not is_text(name)}
-
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Current adapter plus the weighted mean of the updates; None when nobody answered."""
-        admitted: dict[str, tuple[Tensors, float]] = {}
-        for reply in replies:
-            member = self.members.get(reply.metadata.src_node_id)
-            if member is None or member.identity.site in admitted:
-                continue  # a stranger, or a second answer: the first one counts
-            try:
-                admitted[member.identity.site] = self._admit(server_round, reply, member)
-            except ConfedError as error:
-                LOG.warning("round %d: site %s: %s", server_round, member.identity.site, error)
-        if not admitted:
-            raise RefusedError(
-                f"Expected an answer to round {server_round} from one site at least, got none; "
-                "see each site's own log for the reason."
-            )
-        self.heads.countersign(run=self.run, number=server_round)
-        # In the order of the sites' names: float addition is not associative.
-        ordered = [admitted[site] for site in sorted(admitted)]
-        mean = weighted_mean([u for u, _ in ordered], [w for _, w in ordered])
-        return to_record(_moved(self._sent, mean)), None
-
-    def _admit(self, server_round: int, reply: Message, member: Member) -> tuple[Tensors, float]:
-        if reply.has_error():
-            raise SecurityRefused(f"no answer, code {reply.error.code}")
-        answer = unpack_answer(reply.content)
-        update = answer.update
-        if answer.round != server_round:
-            raise SecurityRefused(f"answer to round {answer.round}")
-        if self.plan.privacy.private:
-            site = member.identity.site
-            self.heads.admit(site, answer.lines)
-            payload = to_payload(update)
-            self.heads.require_paid(site, run=self.run, number=server_round, payload=payload)
-        if set(update) != self.moved_in(server_round, member.identity.domain):
-            raise SecurityRefused("answer holds other tensors than asked for")
-        for name, value in update.items():
-            if value.shape != self.shapes[name] or not np.isfinite(value).all():
-                raise SecurityRefused(f"tensor {name} has another shape or is not finite")
-        return update, member.weight
-
-
-def _moved(sent: Tensors, mean: Mapping[str, NDArray[np.float64]]) -> Tensors:
-    return {
-        name: (value + mean[name]).astype(np.float32) if name in mean else value
-        for name, value in sent.items()
-    }
 
 
 class FedAdamMini(FedAdam):
@@ -229,6 +110,12 @@ class _Release(FedAvg):
             return 1.0
         return learning_rate(self.plan)
 
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """What is evaluated is what is released."""
+        return super().configure_evaluate(server_round, to_record(self.released), config, grid)
+
     def _average(self, server_round: int, new: Tensors) -> None:
         # A short memory at the start, so that the zero adapter is soon forgotten.
         keep = min(self.plan.federation.averaging, server_round / (server_round + 9))
@@ -246,15 +133,15 @@ def _single(record: ArrayRecord) -> Tensors:
     return {name: array.numpy().astype(np.float32) for name, array in record.items()}
 
 
-class ConsortiumFedAdamMini(_Release, FedAdamMini, _Collect):
+class ConsortiumFedAdamMini(_Release, FedAdamMini, Exchange):
     """One second moment a tensor."""
 
 
-class ConsortiumFedAdam(_Release, FedAdam, _Collect):
+class ConsortiumFedAdam(_Release, FedAdam, Exchange):
     """Flower's FedAdam."""
 
 
-class ConsortiumFedAvgM(_Release, FedAvgM, _Collect):
+class ConsortiumFedAvgM(_Release, FedAvgM, Exchange):
     """Flower's FedAvgM."""
 
     def aggregate_train(
@@ -267,7 +154,7 @@ class ConsortiumFedAvgM(_Release, FedAvgM, _Collect):
         return record, metrics
 
 
-class ConsortiumFedAvg(_Release, _Collect):
+class ConsortiumFedAvg(_Release, Exchange):
     """Flower's FedAvg with a server learning rate."""
 
 

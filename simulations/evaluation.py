@@ -15,6 +15,7 @@ from common.catalog import Catalog
 from common.interactions import Interactions, concatenate
 from common.objectives import CLICK_THRESHOLD, as_rating
 from common.plan import RecommenderPlan
+from common.ranking import exclude
 from common.recommender import Recommender
 from common.splits import LeaveOneOut
 from common.textpath import ActivationStore, Progress, TextVectors
@@ -190,17 +191,6 @@ def make_examiner(
         vectors=space.vectors,
         windows=windows,
         texts=TextVectors(texts, space.centre),
-    )
-
-
-def exclude(scores: Tensor, histories: Interactions, rows: NDArray[np.int64]) -> None:
-    """Set the score of every item in a subject's own history to minus infinity, in place."""
-    counts = histories.counts[rows]
-    owner = np.repeat(np.arange(len(rows)), counts)
-    start = np.cumsum(counts) - counts
-    flat = np.arange(len(owner)) - start[owner] + histories.offsets[rows][owner]
-    scores[torch.from_numpy(owner), torch.from_numpy(histories.items[flat].astype(np.int64))] = (
-        float("-inf")
     )
 
 

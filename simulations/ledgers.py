@@ -9,13 +9,14 @@ from pathlib import Path
 
 from client.permits import Permits
 from client.site import SiteRecords
+from common.accounting import spent
 from common.caps import SiteCaps
 from common.ledger import create_ledger
 from common.ledger_file import KEY_NAME
 from common.plan import RunPlan
 from common.signing import SigningKey
 from common.site_ledger import has_ledger, open_ledger, start_ledger
-from common.spending import noise_of
+from common.spending import cost_after, noise_of
 from simulations.unprotected import NoLedger
 
 
@@ -68,19 +69,15 @@ def caps_for(plan: RunPlan) -> SiteCaps:
         delta=privacy.delta,
         sample_rate=privacy.sample_rate,
         max_grad_norm=privacy.max_grad_norm,
-        noise_multiplier=noise,
+        noise_multiplier=min(noise, plan.evaluation.noise_multiplier),
         rounds=plan.federation.rounds,
     )
 
 
 def cost_of(plan: RunPlan) -> float:
     """Epsilon of a whole run at one site, rounded up in the fourth digit."""
-    from common.accounting import schedule, spent  # noqa: PLC0415
-
-    event = schedule(
-        noise_multiplier=noise_of(plan), sample_rate=plan.privacy.sample_rate, steps=plan.steps
-    )
-    return spent(event, delta=plan.privacy.delta).epsilon * (1 + 1e-4)
+    whole = cost_after(plan, noise_of(plan), plan.federation.rounds)
+    return spent(whole, delta=plan.privacy.delta).epsilon * (1 + 1e-4)
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from common.interactions import (
 )
 from common.limits import LIMITS
 from common.plan import (
+    EvaluationPlan,
     FederationPlan,
     Frozen,
     PrivacyPlan,
@@ -69,6 +70,7 @@ class Scenario(Frozen):
     recommender: RecommenderPlan = RecommenderPlan()
     privacy: PrivacyPlan = PrivacyPlan(epsilon=4.0)
     federation: FederationPlan = FederationPlan()
+    evaluation: EvaluationPlan = EvaluationPlan()
 
     @model_validator(mode="after")
     def _sensible(self) -> Self:
@@ -86,6 +88,7 @@ class Scenario(Frozen):
             recommender=self.recommender,
             privacy=self.privacy,
             federation=self.federation,
+            evaluation=self.evaluation,
         )
 
 

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 
 from client.session import backbone_for
-from client.third_opinion import opacus_epsilon
-from common.accounting import compose_sites, schedule, spent
+from client.third_opinion import opacus_opinion
+from common.accounting import compose_sites, spent
 from common.mechanism import Event
 from common.plan import RunPlan
-from common.spending import noise_of
+from common.spending import cost_after, noise_of
 from common.textpath import Progress
 from common.windows import history_texts, query_windows, training_windows
 from common.wire import Tensors
@@ -172,12 +172,8 @@ class Simulation:
             return float("inf")
         if number == 0:
             return 0.0
-        steps = number * self.plan.federation.local_steps
         worst = min(self._noise(name) for name in self.consortium.names)
-        event = schedule(
-            noise_multiplier=worst, sample_rate=self.plan.privacy.sample_rate, steps=steps
-        )
-        return spent(event, delta=self.plan.privacy.delta).epsilon
+        return spent(cost_after(self.plan, worst, number), delta=self.plan.privacy.delta).epsilon
 
     # (6) the result
 
@@ -221,25 +217,21 @@ class Simulation:
         return spent(self._event(noise), delta=self.plan.privacy.delta).epsilon
 
     def _event(self, noise: float) -> Event:
-        return schedule(
-            noise_multiplier=noise,
-            sample_rate=self.plan.privacy.sample_rate,
-            steps=self.plan.steps,
-        )
+        return cost_after(self.plan, noise, self.plan.federation.rounds)
 
     def _accounting(self, noise: dict[str, float]) -> dict[str, float | str]:
         """The same run by three accountants, and for a subject at several sites."""
         privacy = self.plan.privacy
         worst = min(noise.values())
         one = spent(self._event(worst), delta=privacy.delta)
-        third = opacus_epsilon(worst, privacy.sample_rate, self.plan.steps, privacy.delta)
+        third = opacus_opinion(self._event(worst), privacy.delta, by="prv")
         overlap = self.consortium.overlap()
         events = [self._event(value) for value in noise.values()]
         together = compose_sites(events, delta=privacy.delta, sites_per_subject=overlap)
         return {
             "pld": one.pld,
             "rdp": one.rdp,
-            "opacus": third["prv"],
+            "opacus": third,
             "consortium": together.disjoint.epsilon,
             "consortium_overlap": together.shared.epsilon,
             "overlap_sites": overlap,

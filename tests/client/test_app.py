@@ -1,6 +1,7 @@
 import ast
 import json
 import logging
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -202,3 +203,17 @@ def test_the_deployed_app_has_secure_noise_and_no_switch_for_another() -> None:
     ]
     assert [ast.unparse(value) for value in assigned] == ["build()"]
     assert "seeded" not in source.lower()
+
+
+@pytest.mark.parametrize("good", [True, False])
+def test_a_site_that_asks_for_it_answers_and_refuses_at_a_fixed_time(good: bool) -> None:
+    app = build((lambda _: SITE) if good else raising(DataError(MARKER)), permits=MemoryLedgers())
+    app_context = Context(
+        run_id=RUN, node_id=1, node_config={"reply-at": 0.5}, state=RecordDict(), run_config={}
+    )
+    content = order_of(run_plan())
+    order = Message(content, dst_node_id=1, message_type=MessageType.TRAIN, ttl=4.0)
+    start = time.monotonic()
+    reply = app(order, app_context)
+    assert time.monotonic() - start >= 2.0
+    assert reply.has_error() == (not good)

@@ -1,3 +1,4 @@
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,13 @@ from client.session import close_sessions
 from client.site import SiteRecords
 from common.adapter import load_adapter
 from common.errors import ConfigError, SecurityRefused
-from common.plan import RunPlan
+from common.plan import EvaluationPlan, RunPlan
 from common.recommender import is_text
+from common.signing import SigningKey
 from common.wire import Tensors
 from server.app import build, find_members, initial_adapter, plan_from_run_config
-from server.strategy import Member
+from server.exchange import Member
+from server.heads import HeadBook
 from simulations.grid import InProcessGrid
 from simulations.ledgers import MemoryLedgers
 from simulations.sites import MemorySites
@@ -182,3 +185,27 @@ def test_lora_does_not_move_after_its_rounds_in_a_whole_run() -> None:
     for name, value in seen[1].items():
         stands = np.array_equal(value, seen[3][name])
         assert stands == is_text(name), name
+
+
+def test_noised_evaluations_are_averaged_by_domain_and_paid_for(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    evaluation = EvaluationPlan(every=2, noise_multiplier=5.0)
+    plan = run_plan(federation={"rounds": 4}).model_copy(update={"evaluation": evaluation})
+    heads = HeadBook(SigningKey.generate())
+    app = build(plan, backbone=backbone_of("bert"), heads=heads)
+    grid = grid_of([*CARE, *BANK])
+    try:
+        with caplog.at_level(logging.INFO, logger="confed.server"):
+            app(grid, context_of(sites=4))
+    finally:
+        grid.close()
+        close_sessions(RUN)
+    said = [record.getMessage() for record in caplog.records if "noised" in record.getMessage()]
+    assert [text.split(":")[0] for text in said] == ["round 2"] * 6 + ["round 4"] * 6
+    assert sum("care/ndcg@10" in text for text in said) == 2
+    assert not any(
+        record.levelno >= logging.WARNING
+        for record in caplog.records
+        if record.name == "confed.server"
+    )

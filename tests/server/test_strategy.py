@@ -29,8 +29,9 @@ from common.wire import (
     to_tensors,
     unpack_order,
 )
+from server.exchange import Member
 from server.heads import HeadBook
-from server.strategy import LEARNING_RATES, ConsortiumStrategy, Member, make_strategy, noise_power
+from server.strategy import LEARNING_RATES, ConsortiumStrategy, make_strategy, noise_power
 from simulations.grid import FIRST_NODE, InProcessGrid
 from tests.models import run_plan
 
