@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from common.caps import SiteCaps, caps_from_plain
-from common.entries import NO_HASH, Entry, Signed, canonical
+from common.entries import MOST_COHORTS, NO_HASH, Entry, Signed, canonical
 from common.errors import ConfedError
 from common.mechanism import Composed, Event, Leaf, PoissonSampled, Repeated, leaves
 from common.signing import RECEIPT, ROTATION, PublicKey
@@ -87,13 +87,14 @@ class State:
     plans: dict[str, PlanFacts] = field(default_factory=dict)
     reserved: dict[int, Reserved] = field(default_factory=dict)
     released: dict[Asked, Released] = field(default_factory=dict)
+    runs_released: set[str] = field(default_factory=set)
     receipts: list[tuple[int, Entry]] = field(default_factory=list)
     spent: dict[str, Counter[Leaf]] = field(default_factory=dict)
     keys: list[PublicKey] = field(default_factory=list)
     opt_outs: str = NO_HASH
     opt_out_entries: int = 0
     adaptive: bool = False
-    """Whether a plan was made after a release, so that it may depend on earlier results."""
+    """Whether a plan was made, or chosen among several, after a release that it may depend on."""
 
     @property
     def seq(self) -> int:
@@ -108,6 +109,10 @@ class State:
     def rounds_reserved(self, run: str, purpose: str) -> int:
         """Reservations of a run so far."""
         return sum(r.asked[0] == run and r.asked[2] == purpose for r in self.reserved.values())
+
+    def follows_results(self, run: str) -> bool:
+        """Whether a reservation of this run may be chosen by what other runs released."""
+        return self.adaptive or bool(self.runs_released - {run})
 
     @property
     def seeded(self) -> bool:
@@ -216,6 +221,8 @@ def _within_caps(caps: SiteCaps, entry: Entry, events: Mapping[str, tuple[Event,
     if float(entry.details["max_grad_norm"]) > caps.max_grad_norm:
         yield "caps", f"expected max_grad_norm of at most {caps.max_grad_norm:g}"
     for event, count in events.values():
+        if not leaves(event):
+            yield "plan", "expected an event that releases something"
         if count > caps.rounds:
             yield "caps", f"expected at most {caps.rounds} rounds, got {count}"
         for leaf in leaves(event):
@@ -241,6 +248,7 @@ def _reserve(state: State, entry: Entry, seq: int) -> Found:
     if entry.event is None:
         return
     # Whatever else is wrong: noise may have been drawn, so it counts.
+    state.adaptive = state.follows_results(entry.run)
     for cohort in cohorts:
         state.spent.setdefault(cohort, Counter()).update(leaves(entry.event))
     state.reserved[seq] = Reserved(
@@ -278,6 +286,7 @@ def _release(state: State, entry: Entry, seq: int) -> Found:
     if reserved.asked in state.released:
         yield "order", "expected one release a round, got another"
         return
+    state.runs_released.add(reserved.asked[0])
     state.released[reserved.asked] = Released(
         seq=seq,
         reserve=reserved.seq,
@@ -291,13 +300,16 @@ def _cohort(state: State, entry: Entry, _seq: int) -> Found:
     if name in state.spent:
         yield "order", "expected a new cohort, got one that is there"
         return
+    if len(state.spent) >= MOST_COHORTS:
+        yield "order", f"expected at most {MOST_COHORTS} cohorts"
     state.spent[name] = Counter()
 
 
 def _opt_out(state: State, entry: Entry, _seq: int) -> Found:
     state.opt_outs = str(entry.details["commitment"])
     state.opt_out_entries += 1
-    yield from ()
+    if state.opt_outs == NO_HASH:
+        yield "order", "expected a list of opt-outs, which is never taken back"
 
 
 def _rotate(state: State, entry: Entry, seq: int) -> Found:

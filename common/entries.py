@@ -11,12 +11,14 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from types import MappingProxyType
 from typing import Any, Final
 
 import rfc8785
 
 from common.errors import ConfigError, SecurityRefused
+from common.limits import LIMITS
 from common.mechanism import Event, from_plain, to_plain
 from common.signing import ENTRY, PublicKey, SigningKey
 
@@ -26,14 +28,17 @@ NO_HASH: Final = "0" * 64
 LINE_BYTES: Final = 64 * 1024
 """Longest line read."""
 MAX_SEQ: Final = 10_000_000
+MOST_COHORTS: Final = 64
+"""Most that one ledger holds: a reservation names them all."""
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 """Names of sites, runs and cohorts: nothing that could hold a sentence about somebody."""
 PURPOSES: Final = ("train", "evaluate")
 NOISE: Final = ("secure", "seeded")
 
+_PURPOSES: Final = frozenset(PURPOSES)
 _SHA: Final = re.compile(r"[0-9a-f]{64}")
 _SIGNATURE: Final = re.compile(r"[0-9a-f]{128}")
-_TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
+_TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", re.ASCII)
 Check = Callable[[Any], bool]
 
 
@@ -51,17 +56,40 @@ def _is_count(value: object) -> bool:
     return type(value) is int and 0 <= value <= MAX_SEQ
 
 
+def _is_size(value: object) -> bool:
+    return type(value) is int and 0 <= value <= LIMITS.adapter_bytes
+
+
+def _is_time(value: object) -> bool:
+    if not isinstance(value, str) or _TIME.fullmatch(value) is None:
+        return False
+    try:
+        datetime.strptime(value, "%Y-%m-%dT%H:%M:%S%z")
+    except ValueError:
+        return False
+    return True
+
+
+def _are_purposes(value: object) -> bool:
+    return isinstance(value, list) and 0 < len(value) == len(set(value)) and set(value) <= _PURPOSES
+
+
 def _is_number(value: object) -> bool:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return number and math.isfinite(value) and 0 <= value < 1e300  # type: ignore[arg-type,operator]
 
 
-def _is_signature(value: object) -> bool:
+def is_signature(value: object) -> bool:
+    """Whether text is a signature in lower-case hexadecimal digits."""
     return isinstance(value, str) and _SIGNATURE.fullmatch(value) is not None
 
 
 def _names(value: object) -> bool:
-    return isinstance(value, list) and 0 < len(value) <= 64 and all(is_name(v) for v in value)
+    return (
+        isinstance(value, list)
+        and 0 < len(value) <= MOST_COHORTS
+        and all(is_name(v) for v in value)
+    )
 
 
 def _is_caps(value: object) -> bool:
@@ -80,7 +108,7 @@ _DETAILS: Final[Mapping[str, Mapping[str, Check]]] = {
         "cohort": is_name,
     },
     "plan": {
-        "purposes": lambda v: isinstance(v, list) and len(v) > 0 and set(v) <= set(PURPOSES),
+        "purposes": _are_purposes,
         "max_grad_norm": _is_number,
         "plan_sha256": is_sha,
         "backbone_sha256": is_sha,
@@ -93,16 +121,16 @@ _DETAILS: Final[Mapping[str, Mapping[str, Check]]] = {
         "noise": lambda v: v in NOISE,
         "opt_outs": is_sha,
     },
-    "release": {"reserve": _is_count, "payload_sha256": is_sha, "bytes": _is_count},
+    "release": {"reserve": _is_count, "payload_sha256": is_sha, "bytes": _is_size},
     "cohort": {"name": is_name},
     "opt-out": {"commitment": is_sha},
-    "key-rotate": {"public_key": is_sha, "proof": _is_signature},
+    "key-rotate": {"public_key": is_sha, "proof": is_signature},
     "receipt": {
         "server_key": is_sha,
         "seq": _is_count,
         "head": is_sha,
         "heads_sha256": is_sha,
-        "signature": _is_signature,
+        "signature": is_signature,
     },
 }
 KINDS: Final = tuple(_DETAILS)
@@ -203,6 +231,8 @@ def signed(entry: Entry, key: SigningKey) -> Signed:
         raise ConfigError(f"Expected {fault} in a ledger entry.")
     signature = key.sign(ENTRY, canonical(plain))
     line = canonical({**plain, "signature": signature.hex()})
+    if len(line) > LINE_BYTES:
+        raise ConfigError(f"Expected a ledger entry of at most {LINE_BYTES} bytes, got more.")
     return Signed(entry=entry, signature=signature, line=line)
 
 
@@ -214,7 +244,7 @@ def parse_line(line: bytes) -> Signed:
     """
     plain = _loads(line)
     signature = plain.pop("signature", None)
-    if not _is_signature(signature) or not isinstance(signature, str):
+    if not is_signature(signature) or not isinstance(signature, str):
         raise SecurityRefused("Expected a signature of 128 hexadecimal digits.")
     fault = _fault(plain)
     if fault:
@@ -251,8 +281,7 @@ def _fault(plain: Mapping[str, Any]) -> str:
         "site to be a name": is_name(plain["site"]),
         "seq to be a count": _is_count(plain["seq"]),
         "prev to be a SHA-256": is_sha(plain["prev"]),
-        "ts as YYYY-MM-DDThh:mm:ssZ": isinstance(plain["ts"], str)
-        and _TIME.fullmatch(plain["ts"]) is not None,
+        "ts as YYYY-MM-DDThh:mm:ssZ": _is_time(plain["ts"]),
         "run to be a name": plain["run"] == "" or is_name(plain["run"]),
         "round to be a count": _is_count(plain["round"]),
         "model_sha256 to be a SHA-256": is_sha(plain["model_sha256"]),

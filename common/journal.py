@@ -41,10 +41,11 @@ class Journal:
         self.store, self.key = store, key
         self._clock, self._forgotten = clock, forgotten
         self._mutex = threading.RLock()
+        self._seen: tuple[int, str] | None = None
         self._forget()
 
     def _forget(self) -> None:
-        self.state, self._offset = State(), 0
+        self.state, self._offset, self._last = State(), 0, b""
         self._forgotten()
 
     @contextmanager
@@ -55,8 +56,8 @@ class Journal:
             SecurityRefused: the ledger is damaged, locked or cannot be read.
         """
         with self._mutex, self.store.locked():
-            self._catch_up()
             try:
+                self._catch_up()
                 yield self.state
             except BaseException:
                 # What was not written must not be remembered: read it all anew next time.
@@ -64,14 +65,36 @@ class Journal:
                 raise
 
     def _catch_up(self) -> None:
-        data = self.store.read(self._offset)
+        data = self.store.read(self._offset - len(self._last))
+        if not data.startswith(self._last):  # not the file that was read before
+            self._forget()
+            data = self.store.read(0)
+        data = data[len(self._last) :]
         whole = data.rfind(b"\n") + 1
         for line in data[:whole].split(b"\n")[:-1]:
             self._take(line)
+        self._require_seen()
         if whole < len(data):
             # Torn before its fsync returned, so nothing was drawn for it.
             self.store.set_aside(self._offset + whole)
-        self._offset += whole
+        self._went_on(data[:whole])
+
+    def _require_seen(self) -> None:
+        """Refuse a file that lacks what this process has seen: it was put back from a backup."""
+        if self._seen is None:
+            return
+        seq, head = self._seen
+        if self.state.seq < seq or self.state.heads[seq] != head:
+            raise SecurityRefused(
+                f"Expected entry {seq} as this process saw it, got an old backup or a fork; bring "
+                "the newest ledger back."
+            )
+
+    def _went_on(self, data: bytes) -> None:
+        self._offset += len(data)
+        if data:
+            self._last = data[data.rfind(b"\n", 0, -1) + 1 :]
+            self._seen = (self.state.seq, self.state.head)
 
     def _take(self, line: bytes) -> None:
         seq = self.state.seq + 1
@@ -99,7 +122,7 @@ class Journal:
             made.append(line.line + b"\n")
         data = b"".join(made)
         self.store.append(data)
-        self._offset += len(data)
+        self._went_on(data)
 
     def entry(self, kind: str, **fields: Any) -> MakeEntry:
         """An entry that takes its place in the chain when it is appended."""

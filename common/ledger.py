@@ -17,7 +17,7 @@ from common.caps import SiteCaps
 from common.chain import Asked, PlanFacts, Released, State, advance, event_of, rotation_body
 from common.entries import NO_HASH, Entry, signed
 from common.errors import ConfigError, OrderError, PrivacyRefused, SecurityRefused
-from common.grant import LEDGER, Grant, ReservedGrant
+from common.grant import LEDGER, Grant, ReservedGrant, steps_of
 from common.journal import Clock, Journal, MakeEntry, stamp, utc_now
 from common.ledger_file import LedgerStore
 from common.mechanism import Composed, Event, Leaf, Repeated, leaves
@@ -65,7 +65,7 @@ class Ledger:
     """
 
     def __init__(self, store: LedgerStore, key: SigningKey, clock: Clock = utc_now) -> None:
-        self._covered: dict[str, Counter[Leaf]] = {}
+        self._covered: dict[tuple[str, bool], Counter[Leaf]] = {}
         self._journal = Journal(store, key, clock, self._covered.clear)
         with self._journal.transaction() as state:
             if state.seq < 0:
@@ -86,6 +86,7 @@ class Ledger:
 
         Raises:
             PrivacyRefused: the plan breaks a cap, does not fit, or the run has another already.
+            ConfigError: a round is not one kind of step, so that no grant could be made for it.
         """
         details = {
             "purposes": sorted(request.events, reverse=True),
@@ -95,6 +96,8 @@ class Ledger:
             "catalog_sha256": request.catalog_sha256,
         }
         event = schedule_of(request.events)
+        for one, _ in request.events.values():
+            steps_of(one)
         with self._journal.transaction() as state:
             known = state.plans.get(request.run)
             if known is not None:
@@ -178,7 +181,7 @@ class Ledger:
                 raise OrderError("Expected a reservation without a release, got another.")
             digest = hashlib.sha256(payload).hexdigest()
             self._journal.store.keep(_kept_name(reserved.asked), payload)
-            run, number, _ = reserved.asked
+            run, number, purpose = reserved.asked
             details = {"reserve": seq, "payload_sha256": digest, "bytes": len(payload)}
             self._journal.append(
                 self._journal.entry(
@@ -189,8 +192,8 @@ class Ledger:
                     details=details,
                 )
             )
-            for old in [a for a in state.released if a[0] == run and a[1] < number - 1]:
-                self._journal.store.drop(_kept_name(old))
+            if number > 2:  # a server asks for the last rounds again, never for older ones
+                self._journal.store.drop(_kept_name((run, number - 2, purpose)))
             return digest
 
     def stored(
@@ -211,18 +214,19 @@ class Ledger:
     def _require_budget(self, facts: PlanFacts, event: Event) -> None:
         """Refuse before anything is spent; what is known to fit is not computed again."""
         state, budget = self._journal.state, self.budget
+        adaptive = state.follows_results(facts.run)
         for cohort, spent in state.spent.items():
-            after = spent + Counter(leaves(event))
-            known = self._covered.get(cohort)
+            after, name = spent + Counter(leaves(event)), (cohort, adaptive)
+            known = self._covered.get(name)
             if known is not None and all(known[leaf] >= n for leaf, n in after.items()):
                 continue
             whole = spent + self._left_of(facts)
-            if fits(budget, event_of(spent), event_of(whole - spent), adaptive=state.adaptive):
-                self._covered[cohort] = whole
-            elif fits(budget, event_of(spent), event, adaptive=state.adaptive):
-                self._covered[cohort] = after
+            if fits(budget, event_of(spent), event_of(whole - spent), adaptive=adaptive):
+                self._covered[name] = whole
+            elif fits(budget, event_of(spent), event, adaptive=adaptive):
+                self._covered[name] = after
             else:
-                raise self._over_budget(spent, event, adaptive=state.adaptive)
+                raise self._over_budget(spent, event, adaptive=adaptive)
 
     def _left_of(self, facts: PlanFacts) -> Counter[Leaf]:
         left: Counter[Leaf] = Counter()
@@ -257,9 +261,18 @@ class Ledger:
             self._journal.append(self._journal.entry("cohort", details={"name": name}))
 
     def opt_out(self, commitment: str) -> None:
-        """Record that the list of opted-out subjects changed; SHA-256 of the list under a salt."""
+        """Record that the list of opted-out subjects changed; SHA-256 of the list under a salt.
+
+        Raises:
+            SecurityRefused: there is no list any more, though the ledger names one.
+        """
         with self._journal.transaction() as state:
             if state.opt_outs != commitment:
+                if commitment == NO_HASH:
+                    raise SecurityRefused(
+                        "Expected the list of opt-outs that the ledger names, found none; bring "
+                        "it back."
+                    )
                 self._journal.append(
                     self._journal.entry("opt-out", details={"commitment": commitment})
                 )

@@ -54,13 +54,14 @@ class LedgerFile:
 
     Args:
         folder: made if it is not there.
+        wait: seconds until a lock that another process holds is given up.
 
     Raises:
         SecurityRefused: the folder cannot be written to, or the ledger is a link or no plain file.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.path = folder, folder / LEDGER_NAME
+    def __init__(self, folder: Path, *, wait: float = LOCK_SECONDS) -> None:
+        self.folder, self.path, self._wait = folder, folder / LEDGER_NAME, wait
         self._number: int | None = None
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -84,11 +85,13 @@ class LedgerFile:
         except OSError as error:
             raise _unwritable(self.path, error) from None
         try:
-            _lock(number, self.path)
+            _lock(number, self.path, self._wait)
             self._number = number
             yield
         finally:
             self._number = None
+            with contextlib.suppress(OSError):  # a child forked meanwhile holds the file open too
+                fcntl.flock(number, fcntl.LOCK_UN)
             os.close(number)
 
     def _file(self) -> int:
@@ -160,8 +163,8 @@ class LedgerFile:
             (self.folder / "outbox" / name).unlink()
 
 
-def _lock(number: int, path: Path) -> None:
-    deadline = time.monotonic() + LOCK_SECONDS
+def _lock(number: int, path: Path, wait: float) -> None:
+    deadline = time.monotonic() + wait
     while True:
         try:
             fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -169,7 +172,7 @@ def _lock(number: int, path: Path) -> None:
             if time.monotonic() > deadline:
                 raise SecurityRefused(
                     f"Expected {path} to be free, another process has held it for "
-                    f"{LOCK_SECONDS:.0f} s; end that process."
+                    f"{wait:.3g} s; end that process."
                 ) from None
             time.sleep(_POLL)
         except OSError as error:

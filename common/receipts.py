@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from common.chain import receipt_body, receipt_verifies
-from common.entries import canonical, is_name, is_sha
+from common.entries import canonical, is_name, is_sha, is_signature
 from common.errors import SecurityRefused
 from common.signing import RECEIPT, SigningKey
 
@@ -110,9 +110,10 @@ def receipt_from_plain(values: Mapping[str, Any]) -> Receipt:
         raise SecurityRefused("Expected exactly the fields of a receipt, got others.")
     counted = all(type(values[n]) is int and values[n] >= 0 for n in ("round", "seq"))
     hashed = all(is_sha(values[n]) for n in ("head", "heads_sha256", "server_key"))
-    signature = values["signature"]
-    long = isinstance(signature, str) and len(signature) == 128
-    if not (counted and hashed and long and is_name(values["site"]) and is_name(values["run"])):
+    signature = is_signature(values["signature"])
+    if not (
+        counted and hashed and signature and is_name(values["site"]) and is_name(values["run"])
+    ):
         raise SecurityRefused("Expected a receipt with names, counts and hashes, got others.")
     return Receipt(**{name: values[name] for name in names})
 
