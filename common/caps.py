@@ -1,5 +1,6 @@
 """What a site's owner allows at most, whatever a server asks. Public: it stands in the ledger."""
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -48,6 +49,11 @@ def caps_from_plain(values: dict[str, Any]) -> SiteCaps:
     check_clip(values["max_grad_norm"])
     if not 0 < values["sample_rate"] <= 1:
         raise ConfigError(f"Expected a sample rate in (0, 1], got {values['sample_rate']!r}.")
+    if not 0 <= values["noise_multiplier"] < math.inf:
+        got = repr(values["noise_multiplier"])
+        raise ConfigError(f"Expected a least noise multiplier of 0 or more, got {got}.")
+    if values["rounds"] < 1 or values["rounds"] != int(values["rounds"]):
+        raise ConfigError(f"Expected rounds as a count from 1, got {values['rounds']!r}.")
     return SiteCaps(
         epsilon=float(values["epsilon"]),
         delta=float(values["delta"]),

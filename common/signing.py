@@ -9,7 +9,7 @@ import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
@@ -101,6 +101,9 @@ class SigningKey:
     def sign(self, purpose: str, body: bytes) -> bytes:
         """64 bytes over purpose and body."""
         return self._key.sign(_message(purpose, body))
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("A private key is never copied; read it from its file.")
 
     def write(self, path: Path) -> None:
         """Write the key as PEM, mode 0600, never over another file.
