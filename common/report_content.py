@@ -46,7 +46,7 @@ NOT_SHOWN: Final = (
     "Refused requests: a refusal writes nothing and costs nothing, so a ledger does not hold it.",
     "Releases that went past the ledger. The software has no way to make one; this report cannot "
     "show that other software did not.",
-    "That the training code did what the ledger says: that is what `confed audit empirical` tests, "
+    "That the training code did what the ledger says: that is what confed audit empirical tests, "
     "and a test that finds nothing is not a proof of privacy.",
 )
 
@@ -128,10 +128,12 @@ def caps_rows(audit: Audit) -> tuple[tuple[str, SiteCaps], ...]:
     found: dict[SiteCaps, list[str]] = {}
     for site in audit.sites:
         found.setdefault(site.state.caps, []).append(site.name)
-    everybody = len(found) == 1 and len(audit.sites) > 1
-    return tuple(
-        ("every site" if everybody else ", ".join(names), caps) for caps, names in found.items()
-    )
+    return tuple((_together(names, audit), caps) for caps, names in found.items())
+
+
+def _together(names: Sequence[str], audit: Audit) -> str:
+    """Names of sites, or that it is every one."""
+    return "every site" if len(names) == len(audit.sites) > 1 else ", ".join(names)
 
 
 def hash_rows(audit: Audit) -> tuple[HashRow, ...]:
@@ -143,7 +145,9 @@ def hash_rows(audit: Audit) -> tuple[HashRow, ...]:
             key = (run, *(str(plan.details[name]) for name in names))
             found.setdefault((key[0], key[1], key[2], key[3]), []).append(site.name)
     return tuple(
-        HashRow(run=run, sites=", ".join(sites), plan=plan, backbone=backbone, catalog=catalog)
+        HashRow(
+            run=run, sites=_together(sites, audit), plan=plan, backbone=backbone, catalog=catalog
+        )
         for (run, plan, backbone, catalog), sites in found.items()
     )
 

@@ -71,13 +71,14 @@ class Curve:
 
 
 def curves(sites: tuple[SiteAudit, ...]) -> tuple[Curve, ...]:
-    """A curve a site."""
+    """A curve a site; what further rounds would cost is asked of the one that spent most."""
     kinds = {tuple((r.asked[0], r.event) for r in _taken(site)) for site in sites}
     points = max(min(POINTS, ALL_POINTS // max(len(kinds), 1)), 4)
-    return tuple(curve_of(site, points) for site in sites)
+    worst = max(sites, key=lambda site: site.verdict.spent.epsilon)
+    return tuple(curve_of(site, points, ahead=site is worst) for site in sites)
 
 
-def curve_of(site: SiteAudit, points: int = POINTS) -> Curve:
+def curve_of(site: SiteAudit, points: int = POINTS, *, ahead: bool = True) -> Curve:
     """Epsilon after some of a site's reservations, the last of each run among them."""
     taken = _taken(site)
     ends = _ends(taken)
@@ -95,7 +96,7 @@ def curve_of(site: SiteAudit, points: int = POINTS) -> Curve:
             RunEnd(run=run, first=first, last=last, spent=known[last])
             for run, (first, last) in ends.items()
         ),
-        ahead=_ahead(site, total),
+        ahead=_ahead(site, total) if ahead else None,
     )
 
 

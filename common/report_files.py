@@ -13,7 +13,7 @@ from common.errors import ConfigError, DataError
 from common.report_facts import Facts, read_facts
 from common.report_page import Sources, render
 
-PDF_PACKAGES: Final = "apt-get install libpango-1.0-0 libpangoft2-1.0-0"
+PDF_PACKAGES: Final = "apt-get install libpango-1.0-0 libpangoft2-1.0-0 libharfbuzz-subset0"
 
 
 def write_report(

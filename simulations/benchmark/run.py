@@ -58,6 +58,7 @@ def sections(*, quick: bool, ray: bool) -> Iterator[Section]:
     from simulations.benchmark.clock import threads  # noqa: PLC0415
     from simulations.benchmark.engine import engine_row  # noqa: PLC0415
     from simulations.benchmark.gradients import gradient_row  # noqa: PLC0415
+    from simulations.benchmark.ledger import ledger_rows  # noqa: PLC0415
     from simulations.benchmark.privacy import noise_row  # noqa: PLC0415
     from simulations.benchmark.start import help_row, start_row  # noqa: PLC0415
     from simulations.benchmark.step import step_rows  # noqa: PLC0415
@@ -85,6 +86,7 @@ def sections(*, quick: bool, ray: bool) -> Iterator[Section]:
         yield "per-subject gradients", lambda: [gradient_row(exact, subjects=n["subjects"])]
     yield "noise", lambda: [noise_row(turns=n["noise"])]
     yield "accounting", lambda: accounting_rows(turns=n["accounting"], quick=quick)
+    yield "ledgers", lambda: ledger_rows(short=n["short_ledger"], long=n["long_ledger"])
 
 
 def _turns(quick: bool) -> dict[str, int]:
@@ -100,6 +102,8 @@ def _turns(quick: bool) -> dict[str, int]:
             "subjects": 8,
             "noise": 3,
             "accounting": 1,
+            "short_ledger": 50,
+            "long_ledger": 100,
         }
     return {
         "help": 7,
@@ -112,6 +116,8 @@ def _turns(quick: bool) -> dict[str, int]:
         "subjects": 24,
         "noise": 9,
         "accounting": 5,
+        "short_ledger": 1_000,
+        "long_ledger": 10_000,
     }
 
 
