@@ -7,7 +7,6 @@ spelling of the same values is refused, so that the hash of a line stands for it
 
 import hashlib
 import json
-import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -25,6 +24,8 @@ from common.signing import ENTRY, PublicKey, SigningKey
 VERSION: Final = 1
 NO_HASH: Final = "0" * 64
 """`prev` of the first entry, and `model_sha256` of an entry that concerns no model."""
+LARGEST_NUMBER: Final = 2**53
+"""Numbers stay below: a whole float from here on is spelled as an integer that JSON forbids."""
 LINE_BYTES: Final = 64 * 1024
 """Longest line read."""
 MAX_SEQ: Final = 10_000_000
@@ -76,7 +77,7 @@ def _are_purposes(value: object) -> bool:
 
 def _is_number(value: object) -> bool:
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and math.isfinite(value) and 0 <= value < 1e300  # type: ignore[arg-type,operator]
+    return number and 0 <= value < LARGEST_NUMBER  # type: ignore[operator]
 
 
 def is_signature(value: object) -> bool:
@@ -231,8 +232,10 @@ def signed(entry: Entry, key: SigningKey) -> Signed:
         raise ConfigError(f"Expected {fault} in a ledger entry.")
     signature = key.sign(ENTRY, canonical(plain))
     line = canonical({**plain, "signature": signature.hex()})
-    if len(line) > LINE_BYTES:
-        raise ConfigError(f"Expected a ledger entry of at most {LINE_BYTES} bytes, got more.")
+    try:
+        parse_line(line)  # a line that cannot be read would end the ledger for good
+    except SecurityRefused as error:
+        raise ConfigError(f"Expected an entry that can be read again: {error}") from None
     return Signed(entry=entry, signature=signature, line=line)
 
 
