@@ -12,10 +12,9 @@ from client.permits import PermitSource, deployed_permits
 from client.session import Session, session_for
 from client.site import RandomnessSource, SiteRecords, SiteSource, open_configured_site
 from common.errors import ConfedError, ConfigError, DataError, ModelError, RefusedError
-from common.plan import RunPlan
 from common.randomness import SecureRandomness
 from common.textpath import ActivationStore
-from common.wire import Identity, pack_answer, pack_evaluation, pack_identity, unpack_order
+from common.wire import Identity, Order, pack_answer, pack_evaluation, pack_identity, unpack_order
 
 LOG = logging.getLogger("confed.site")
 IN_MEMORY = ActivationStore()
@@ -65,11 +64,11 @@ def build(
     """
     app = ClientApp()
 
-    def session(context: Context, plan: RunPlan) -> Session:
+    def session(context: Context, order: Order) -> Session:
         return session_for(
             context.run_id,
             str(context.node_id),
-            plan,
+            order,
             open_site=lambda: open_site(context),
             store=store,
             permits=permits,
@@ -83,7 +82,9 @@ def build(
     def train(message: Message, context: Context) -> Message:
         def body() -> RecordDict:
             order, adapter = unpack_order(message.content)
-            return pack_answer(session(context, order.plan).train(order, adapter, randomness))
+            if order.last:
+                LOG.warning("the server did not admit the last answer: code %d", order.last)
+            return pack_answer(session(context, order).train(order, adapter, randomness))
 
         return _answered(message, context, body)
 
@@ -91,7 +92,7 @@ def build(
     def evaluate(message: Message, context: Context) -> Message:
         def body() -> RecordDict:
             order, adapter = unpack_order(message.content)
-            found = session(context, order.plan).evaluate(order, adapter, randomness)
+            found = session(context, order).evaluate(order, adapter, randomness)
             return pack_evaluation(found)
 
         return _answered(message, context, body)

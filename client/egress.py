@@ -13,30 +13,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
-from client.optimizer import NORM_SLACK, largest_batch
 from common.errors import SecurityRefused
-from common.plan import RunPlan
 from common.wire import FIGURES, Tensors
-
-TAIL = 8.0
-"""Standard deviations over the expected noise norm at which the bound lies: P below 1e-15."""
-
-
-def update_bound(plan: RunPlan, *, noise_multiplier: float, size: int, expected: float) -> float:
-    """Public bound on the length of an update of `size` floats.
-
-    Each step moves by at most learning rate times (clipped sum + noise) / expected batch size.
-
-    Args:
-        plan: clip, steps, learning rate.
-        noise_multiplier: of the site.
-        size: floats in the update.
-        expected: expected batch size.
-    """
-    most = largest_batch(expected)
-    noise = noise_multiplier * (1 + NORM_SLACK * most) * (math.sqrt(size) + TAIL)
-    step = plan.privacy.max_grad_norm * (most + noise) / expected
-    return 1.01 * plan.federation.local_steps * plan.federation.client_learning_rate * step
 
 
 def pass_out(

@@ -12,20 +12,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from client.per_subject import GradSample
+from common.bounds import NORM_SLACK, largest_batch
 from common.errors import OrderError
 from common.grant import Grant
 
 GRID_BITS = 30
 """The grid's step is 2**(floor(log2 C) - 30)."""
-NORM_SLACK = 1e-6
-"""Most that rounding moves a clipped gradient, over C, when the company in its batch changes."""
-BATCH_SLACK = 6.0
-"""Standard deviations of a Poisson batch's size over its mean."""
-
-
-def largest_batch(expected: float) -> float:
-    """Size that a Poisson batch of this expected size practically never exceeds."""
-    return expected + BATCH_SLACK * math.sqrt(expected) + 10
 
 
 class SubjectDPOptimizer(DPOptimizer):  # type: ignore[misc]

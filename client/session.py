@@ -12,16 +12,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from client.egress import pass_out, pass_out_figures, update_bound
-from client.evaluation import SiteEvaluator
+from client.egress import pass_out, pass_out_figures
+from client.evaluation import noised_figures
 from client.opt_out import NOBODY, OptOuts, read_opt_outs
 from client.permits import Permits, PermitSource
 from client.site import RandomnessSource, SiteRecords, check_caps
 from client.training import Mechanism, SiteTrainer
 from common.adapter import tensors_sha256
 from common.backbone import Backbone, load_backbone
+from common.bounds import update_bound
 from common.errors import PrivacyRefused, SecurityRefused
 from common.grant import Grant
+from common.held_out import HeldOut
 from common.interactions import Interactions, require_subjects
 from common.ledger import PlanRequest
 from common.plan import RecommenderPlan, RunPlan
@@ -70,10 +72,10 @@ class Session:
         split = leave_one_out(records.interactions) if plan.evaluations else None
         held_in = records.interactions if split is None else split.test_history
         self._trainer = _trainer(records, held_in, plan, backbone, store)
-        self._evaluator = (
+        self._held_out = (
             None
             if split is None
-            else SiteEvaluator(records, split, plan, backbone=backbone, store=store)
+            else HeldOut(records.catalog, split, plan.recommender, backbone=backbone, store=store)
         )
         self._opt_outs: OptOuts = NOBODY
         self._acknowledged = -1
@@ -117,13 +119,13 @@ class Session:
         Raises:
             PrivacyRefused, SecurityRefused: as `train`; also where the plan evaluates nothing.
         """
-        evaluator, every = self._evaluator, self.plan.evaluation.every
-        if evaluator is None or order.round % every:
+        held_out, every = self._held_out, self.plan.evaluation.every
+        if held_out is None or order.round % every:
             raise PrivacyRefused("Expected a round in which the plan evaluates, got another.")
 
         def work(grant: Grant) -> bytes:
             left_out = self._opt_outs.positions(self.records.interactions.subject_ids)
-            return figures_payload(evaluator.noised(_tensors(adapter), grant, left_out))
+            return figures_payload(noised_figures(held_out, _tensors(adapter), grant, left_out))
 
         with self._lock:
             payload, released, lines = self._paid(
@@ -295,7 +297,7 @@ _OPENING: dict[tuple[int, str], threading.Lock] = {}
 def session_for(
     run: int,
     name: str,
-    plan: RunPlan,
+    order: Order,
     *,
     open_site: Callable[[], SiteRecords],
     store: ActivationStore,
@@ -313,14 +315,14 @@ def session_for(
         if key not in _SESSIONS:
             records = open_site()
             _SESSIONS[key] = Session(
-                str(run),
+                order.run,
                 records,
-                plan,
-                backbone=backbone_for(plan.recommender),
+                order.plan,
+                backbone=backbone_for(order.plan.recommender),
                 store=store,
-                permits=permits(records, plan),
+                permits=permits(records, order.plan),
             )
-        if _SESSIONS[key].plan != plan:
+        if (_SESSIONS[key].run, _SESSIONS[key].plan) != (order.run, order.plan):
             raise PrivacyRefused("Expected the plan of the run's first message, got another.")
         return _SESSIONS[key]
 

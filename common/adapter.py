@@ -5,8 +5,6 @@ A pickle is never opened. An adapter is public once released: post-processing of
 
 import hashlib
 import json
-import os
-import secrets
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_bytes
 
 from common.backbone import Backbone
+from common.durable import write_atomic
 from common.errors import ModelError, SecurityRefused
 from common.limits import LIMITS
 from common.plan import Frozen, RunPlan, plan_from_json
@@ -79,23 +78,8 @@ def save_adapter(
     plain = {**asdict(manifest), "plan": plan.to_json(), "format": FORMAT}
     metadata = {"confed": json.dumps(plain, sort_keys=True, separators=(",", ":"))}
     arrays = {k: np.ascontiguousarray(v, dtype=np.float32) for k, v in tensors.items()}
-    _write(path, to_bytes(arrays, metadata=metadata))
+    write_atomic(path, to_bytes(arrays, metadata=metadata))
     return manifest
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torn = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    with torn.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    torn.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def load_adapter(path: Path, *, backbone_sha256: str | None = None) -> tuple[Tensors, Manifest]:
@@ -114,8 +98,9 @@ def load_adapter(path: Path, *, backbone_sha256: str | None = None) -> tuple[Ten
     if path.stat().st_size > LIMITS.adapter_bytes:
         raise SecurityRefused(f"Expected an adapter of at most {LIMITS.adapter_bytes} bytes.")
     with path.open("rb") as stream:
-        head = stream.read(2)
-    if head[:1] == b"\x80" or head == b"PK":
+        head = stream.read(9)
+    # A header's length may begin with a pickle's first byte; its JSON begins with the ninth.
+    if head[8:] != b"{" and (head[:1] == b"\x80" or head[:2] == b"PK"):
         raise SecurityRefused(
             f"Expected safetensors in {path.name}, got a pickle file, which can run code; "
             "only safetensors are read."

@@ -99,7 +99,7 @@ class FederationPlan(Frozen):
     client_learning_rate: float = Field(default=1.0, gt=0, le=LARGEST)
     text_rounds: int = Field(default=0, ge=0, le=LIMITS.rounds)
     """LoRA is trained in the first so many rounds, then it is frozen and its output cached."""
-    strategy: Literal["fedadam", "fedavgm", "fedavg", "fedadam-mini"] = "fedadam-mini"
+    strategy: Literal["fedadam", "fedavgm", "fedavg", "fedyogi", "fedadam-mini"] = "fedadam-mini"
     learning_rate: float | None = Field(default=None, gt=0, le=LARGEST)
     """Server learning rate of the history map; None takes the strategy's own."""
     bias_gain: float = Field(default=5.0, gt=0, le=LARGEST)
@@ -118,6 +118,27 @@ class FederationPlan(Frozen):
     second_momentum: float = Field(default=0.99, ge=0, lt=1)
     averaging: float = Field(default=0.9, ge=0, lt=1)
     """Exponential average of the iterates that is released; 0 releases the last one."""
+    aggregation: Literal[
+        "auto",
+        "mean",
+        "trimmed-mean",
+        "median",
+        "multi-krum",
+        "geometric-median",
+        "norm-bounded",
+        "inverse-variance",
+    ] = "auto"
+    """How updates become one; auto trims when there are at least 2 * tolerate + 3 sites."""
+    tolerate: int = Field(default=2, ge=0, le=LIMITS.sites)
+    """Hostile sites f that a robust rule is to bear, a count."""
+    lora_aggregation: Literal["mean", "svd"] = "mean"
+    """Plain LoRA: mean of A and of B, or the mean of their products brought back to rank r."""
+    quorum: int = Field(default=0, ge=0, le=LIMITS.sites)
+    """Fewest answers of a round; 0 takes half of the sites, and 2f + 3 where a robust rule is."""
+    attempts: int = Field(default=3, ge=1, le=100)
+    """How often a round that misses its quorum is asked again before the run stops."""
+    suspend_after: int = Field(default=3, ge=1, le=10**6)
+    """Inadmissible answers after which a site is left out of the rest of the run."""
     round_timeout: float = Field(default=3600.0, gt=0, le=1e9)
     """Seconds until a round closes; also the life of its messages."""
     micro_batch: int = Field(default=256, ge=1, le=10**9)

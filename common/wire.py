@@ -10,6 +10,7 @@ subjects, all public.
 import json
 import math
 from dataclasses import dataclass
+from enum import IntEnum
 from functools import lru_cache
 from io import BytesIO
 from typing import Any, Final
@@ -19,7 +20,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
-from common.entries import canonical
+from common.entries import canonical, is_name
 from common.errors import SecurityRefused
 from common.limits import LIMITS
 from common.plan import RunPlan, plan_from_json
@@ -31,6 +32,21 @@ NUMPY = "numpy.ndarray"
 _plan = lru_cache(maxsize=16)(plan_from_json)
 
 
+class Said(IntEnum):
+    """The closed list of what became of an answer; the server tells a site no more."""
+
+    ADMITTED = 0
+    NONE = 2000
+    FORM = 2001
+    ROUND = 2002
+    LEDGER = 2003
+    TENSORS = 2004
+    SHAPE = 2005
+    NOT_FINITE = 2006
+    TOO_LONG = 2007
+    SUSPENDED = 2008
+
+
 @dataclass(frozen=True, kw_only=True)
 class Order:
     """What the server asks of a site in one round.
@@ -39,11 +55,15 @@ class Order:
         round: number, from 1.
         plan: of the run.
         receipts: for every site's ledger, as the server last saw them.
+        run: name of the run, the same after the server was started anew.
+        last: what became of the site's last answer, a code of `Said`.
     """
 
     round: int
     plan: RunPlan
     receipts: tuple[Receipt, ...] = ()
+    run: str = "run"
+    last: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +94,14 @@ class Identity:
 
 def pack_order(order: Order, adapter: ArrayRecord) -> RecordDict:
     """The message body of a round."""
-    config = ConfigRecord({"round": order.round, "plan": order.plan.to_json()})
+    config = ConfigRecord(
+        {
+            "run": order.run,
+            "round": order.round,
+            "plan": order.plan.to_json(),
+            "last": int(order.last),
+        }
+    )
     heads = ConfigRecord({"receipts": [json.dumps(r.plain()) for r in order.receipts]})
     return RecordDict({"adapter": adapter, "order": config, "heads": heads})
 
@@ -91,11 +118,18 @@ def unpack_order(content: RecordDict) -> tuple[Order, Tensors]:
     order, adapter, heads = content["order"], content["adapter"], content["heads"]
     if not isinstance(order, ConfigRecord) or not isinstance(adapter, ArrayRecord):
         raise SecurityRefused("Expected arrays in adapter and settings in order.")
-    number, plan = order.get("round"), order.get("plan")
-    if not isinstance(number, int) or not isinstance(plan, str) or len(order) != 2:
-        raise SecurityRefused("Expected exactly a round and a plan in the order.")
-    receipts = _receipts(heads)
-    return Order(round=number, plan=_plan(plan), receipts=receipts), to_tensors(adapter)
+    number, plan, run, last = (order.get(name) for name in ("round", "plan", "run", "last"))
+    counted = isinstance(number, int) and isinstance(last, int)
+    if not counted or not isinstance(plan, str) or not is_name(run) or len(order) != 4:
+        raise SecurityRefused("Expected exactly a run, a round, a plan and a code in the order.")
+    made = Order(
+        round=int(number),  # type: ignore[arg-type]
+        plan=_plan(plan),
+        receipts=_receipts(heads),
+        run=str(run),
+        last=int(last),  # type: ignore[arg-type]
+    )
+    return made, to_tensors(adapter)
 
 
 def _receipts(heads: object) -> tuple[Receipt, ...]:

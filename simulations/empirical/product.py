@@ -13,10 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from client.optimizer import NORM_SLACK, largest_batch
 from client.training import Mechanism, SiteTrainer
 from common.accounting import calibrate
 from common.backbone import Backbone, load_backbone
+from common.bounds import NORM_SLACK, largest_batch
 from common.catalog import Catalog
 from common.grant import Grant
 from common.interactions import Interactions

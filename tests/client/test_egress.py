@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from client.egress import pass_out, update_bound
-from client.optimizer import largest_batch
+from client.egress import pass_out
+from common.bounds import largest_batch, update_bound
 from common.errors import SecurityRefused
 from common.wire import Tensors, to_payload
 from tests.models import run_plan

@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 import torch
 
-from client.evaluation import SENSITIVITY, SiteEvaluator
+from client.evaluation import SENSITIVITY, noised_figures
 from client.session import Session
-from client.site import SiteRecords
 from common.accounting import spent
 from common.errors import PrivacyRefused, SecurityRefused
+from common.held_out import HeldOut
 from common.ledger import Ledger
 from common.plan import EvaluationPlan, RunPlan
 from common.randomness import SecureRandomness
@@ -14,7 +14,7 @@ from common.spending import cost_after, noise_of
 from common.splits import leave_one_out
 from common.textpath import ActivationStore
 from common.wire import FIGURES, Order, Tensors
-from simulations.evaluation import best, make_examiner, questions
+from simulations.evaluation import make_examiner, questions
 from simulations.ledgers import MemoryLedgers
 from simulations.metrics import means, ranking_metrics
 from simulations.unprotected import FreeGrant
@@ -33,9 +33,21 @@ def adapter_of(plan: RunPlan) -> dict[str, torch.Tensor]:
     return noisy(model_of(plan.recommender).adapter(), 3)
 
 
-def evaluator_of(plan: RunPlan, records: SiteRecords = SITE) -> SiteEvaluator:
-    split = leave_one_out(records.interactions)
-    return SiteEvaluator(records, split, plan, backbone=backbone_of("bert"), store=STORE)
+class Evaluator:
+    def __init__(self, plan: RunPlan) -> None:
+        split = leave_one_out(SITE.interactions)
+        self.held_out = HeldOut(
+            SITE.catalog, split, plan.recommender, backbone=backbone_of("bert"), store=STORE
+        )
+
+    def noised(
+        self, adapter: dict[str, torch.Tensor], grant: FreeGrant, left_out: np.ndarray
+    ) -> dict[str, float]:
+        return noised_figures(self.held_out, adapter, grant, left_out)
+
+
+def evaluator_of(plan: RunPlan) -> Evaluator:
+    return Evaluator(plan)
 
 
 def session_of(plan: RunPlan, permits: Ledger) -> Session:
@@ -58,7 +70,6 @@ def test_without_noise_the_sums_are_those_of_a_metrics_library() -> None:
     )
     top = examiner.top({name: value.numpy() for name, value in adapter.items()})
     wanted = means(ranking_metrics(top, asked.target))
-    assert best is not None
     assert found["subjects"] == len(asked.target)
     assert found["ndcg@10"] / found["subjects"] == pytest.approx(wanted["ndcg@10"], abs=1e-5)
     assert found["hit@10"] / found["subjects"] == pytest.approx(wanted["hit_rate@10"], abs=1e-5)

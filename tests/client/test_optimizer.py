@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from client.optimizer import SubjectDPOptimizer, largest_batch
+from client.optimizer import SubjectDPOptimizer
 from client.per_subject import Columns, Dense, GradSample, Grouping, Outer
+from common.bounds import largest_batch
 from common.errors import OrderError
 from common.randomness import Randomness, SecureRandomness
 from simulations.seeded import SeededRandomness

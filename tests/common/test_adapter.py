@@ -217,3 +217,20 @@ def test_the_digest_knows_names_and_values_but_no_order(sizes: dict[str, int], r
     assert tensors_sha256({k: np.append(v, 1) for k, v in tensors.items()}) != tensors_sha256(
         tensors
     )
+
+
+def test_an_adapter_whose_header_length_begins_like_a_pickle_is_read(tmp_path: Path) -> None:
+    """One length in 32 does: the header is padded to eight bytes, and 0x80 is one of them."""
+    path, read = tmp_path / "adapter.safetensors", 0
+    for length in range(1, 300, 8):
+        catalogs = {"care": "a" * length}
+        save_adapter(
+            path,
+            {"bias.care": np.zeros(3, np.float32)},
+            plan=PLAN,
+            backbone=backbone_of("bert"),
+            catalogs=catalogs,
+        )
+        read += path.read_bytes()[:1] == b"\x80"
+        assert load_adapter(path)[1].catalogs == catalogs
+    assert read
