@@ -265,7 +265,8 @@ def _compare_rounds(verdicts: Sequence[Verdict], shown: Sequence[_Shown], found:
 def _recomputed(compared: Rounds, receipts: Sequence[Receipt]) -> int:
     """How many common hashes follow from the heads themselves, where all of them are here."""
     heads: dict[tuple[str, int, str], set[Head]] = defaultdict(set)
-    for r in receipts:
+    known = [*receipts, *(one.receipt for members in compared.values() for one in members)]
+    for r in known:
         head = Head(site=r.site, seq=r.seq, head=r.head)
         heads[(r.run, r.round, r.server_key)].add(head)
     return sum(

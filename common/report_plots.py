@@ -113,6 +113,22 @@ def plot_runs(curves: Sequence[Curve], audit: Audit, width: float = PAGE) -> Fig
     return figure
 
 
+def _mark_last(axes: Axes, left: int) -> None:
+    """A line at the last round that fits, named on the side that has room."""
+    if left:
+        axes.axvline(left, color=MUTED, linewidth=1)
+    axes.annotate(
+        f"{left:,} more fit" if left else "no further round fits",
+        xy=(left, 0.0),
+        xycoords=("data", "axes fraction"),
+        xytext=(-5 if left else 8, 6),
+        textcoords="offset points",
+        ha="right" if left else "left",
+        fontsize=9,
+        color=INK,
+    )
+
+
 def plot_ahead(curves: Sequence[Curve], audit: Audit, width: float = PAGE) -> Figure:
     """What more rounds like the last run's would cost, and how many fit."""
     figure, (axes,) = panels(1, width=width, height=3.1)
@@ -124,17 +140,8 @@ def plot_ahead(curves: Sequence[Curve], audit: Audit, width: float = PAGE) -> Fi
         axes.plot(xs, ys, color=PALETTE[0], linewidth=2, linestyle=(0, (5, 2)))
         axes.plot([0], [ys[0]], marker="o", color=PALETTE[0], clip_on=False)
         if ahead.left <= xs[-1]:
-            axes.axvline(ahead.left, color=MUTED, linewidth=1)
-            axes.annotate(
-                f"{ahead.left:,} more fit",
-                xy=(ahead.left, axes.get_ylim()[0]),
-                xytext=(-5, 6),
-                textcoords="offset points",
-                ha="right",
-                fontsize=9,
-                color=INK,
-            )
-    _budget_line(axes, (site,))
+            _mark_last(axes, ahead.left)
+    _budget_line(axes, (site,), below=True)
     axes.set_xlabel("further rounds like the last run's")
     axes.set_ylabel("ε spent per person")
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
@@ -274,17 +281,19 @@ def _run_lines(axes: Axes, curve: Curve, width: float) -> None:
         label.set_parse_math(False)
 
 
-def _budget_line(axes: Axes, sites: Sequence[SiteAudit]) -> None:
+def _budget_line(axes: Axes, sites: Sequence[SiteAudit], *, below: bool = False) -> None:
+    """Draw the budget, named above its left end, or below its right end."""
     budgets = sorted({site.state.caps.epsilon for site in sites})
     for budget in budgets if len(budgets) <= NAMED else budgets[-1:]:
         axes.axhline(budget, color=LIMIT, linewidth=1.4)
         axes.annotate(
             f"budget {budget:g}",
-            xy=(0.0, budget),
+            xy=(1.0 if below else 0.0, budget),
             xycoords=("axes fraction", "data"),
-            xytext=(4, 3),
+            xytext=(-4, -4) if below else (4, 3),
             textcoords="offset points",
-            ha="left",
+            ha="right" if below else "left",
+            va="top" if below else "bottom",
             fontsize=9,
             color=LIMIT,
         )
@@ -294,9 +303,13 @@ def _budget_line(axes: Axes, sites: Sequence[SiteAudit]) -> None:
 def _bars(curves: Sequence[Curve], audit: Audit) -> list[tuple[str, float, float]]:
     """(label, epsilon, budget): runs of one site, or the end of each site."""
     budgets = {site.name: site.state.caps.epsilon for site in audit.sites}
-    single = len(curves) == 1
+    single, one_run = len(curves) == 1, all(len(curve.runs) == 1 for curve in curves)
+
+    def label(site: str, run: str) -> str:
+        return run if single else site if one_run else f"{site} · {run}"
+
     bars = [
-        (end.run if single else f"{curve.site} · {end.run}", end.spent.epsilon, budgets[curve.site])
+        (label(curve.site, end.run), end.spent.epsilon, budgets[curve.site])
         for curve in curves
         for end in curve.runs
     ]
