@@ -15,6 +15,7 @@ from typing import Protocol
 
 import numpy as np
 from flwr.app import Context, RecordDict
+from flwr.clientapp import ClientApp
 
 from client.app import build as build_client
 from client.permits import PermitSource
@@ -35,6 +36,8 @@ from simulations.seeded import SeededRandomness
 from simulations.sites import FolderSites, MemorySites, write_site
 
 OnRound = Callable[[int, Tensors], None]
+Disturb = Callable[[ClientApp, "Job"], ClientApp]
+"""From the app of honest sites to one in which some are hostile, or faulty."""
 _RUN_IDS = itertools.count(1)
 
 
@@ -49,6 +52,7 @@ class Job:
         store: of activations.
         on_round: told the released adapter after each round.
         ledgers: folder of the sites' ledgers, one a site; None keeps them in memory.
+        disturb: makes some sites hostile or faulty; None for none.
     """
 
     plan: RunPlan
@@ -57,6 +61,7 @@ class Job:
     store: ActivationStore
     on_round: OnRound | None = None
     ledgers: Path | None = None
+    disturb: Disturb | None = None
 
     def permits(self) -> PermitSource:
         """Where the run's sites find their ledgers."""
@@ -149,6 +154,8 @@ class InProcessEngine:
             job.store,
             job.permits(),
         )
+        if job.disturb is not None:
+            client = job.disturb(client, job)
         heads = HeadBook(SigningKey.generate())
         server = build_server(job.plan, watch, _backbone(job.plan), heads=heads)
         workers = min(self._workers, len(job.sites))
@@ -171,7 +178,16 @@ class FlowerEngine:
         self._workers = workers or os.cpu_count() or 1
 
     def run(self, job: Job) -> Tensors:
-        """As Engine."""
+        """As Engine.
+
+        Raises:
+            ConfigError: Ray is not installed, or sites are to be hostile or faulty.
+        """
+        if job.disturb is not None:
+            raise ConfigError(
+                "Expected --engine in-process with --attack or --fault, got flower: hostile sites "
+                "see each other's answers in one process only."
+            )
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
         try:

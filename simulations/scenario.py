@@ -9,7 +9,7 @@ import tomllib
 from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from common.catalog import Catalog, read_catalog
 from common.errors import ConfigError, DataError
 from common.interactions import (
     Interactions,
+    concatenate,
     read_interactions,
     read_subject_column,
     require_subjects,
@@ -38,6 +39,7 @@ from common.plan import (
 )
 from common.splits import LeaveOneOut, leave_one_out
 from common.tables import child_folder
+from simulations.partitions import partition
 from simulations.sites import SIMULATED
 
 DELTA_SHARE = 0.5
@@ -55,8 +57,18 @@ class DomainPlan(Frozen):
     """True: fewer sites where the subjects do not fill so many to the floor."""
     column: str = ""
     """Subject column that splits the sites; empty splits by hash."""
+    partition: Literal["hash", "dirichlet", "size", "time"] = "hash"
+    """How subjects are split over sites; `hash` keeps synthetic sites as they were made."""
+    alpha: float = Field(default=0.3, gt=0, le=1e6)
+    """Concentration of `dirichlet`: small values make sites unlike."""
     subjects: int = Field(default=600, ge=1, le=1_000_000)
     """Subjects of a synthetic site."""
+
+    @model_validator(mode="after")
+    def _one_split(self) -> Self:
+        if self.column and self.partition != "hash":
+            raise ValueError("expected a column or a partition to split the sites, got both")
+        return self
 
 
 class Scenario(Frozen):
@@ -231,7 +243,7 @@ def open_consortium(scenario: Scenario, data: Path | None) -> Consortium:
         return consortium
     folders = [_folder(scenario, domain, data) for domain in scenario.domains]
     for domain, folder in zip(scenario.domains, folders, strict=True):
-        _read(consortium, domain, folder)
+        _read(consortium, domain, folder, scenario.seed)
     return consortium
 
 
@@ -274,17 +286,33 @@ def _folder(scenario: Scenario, domain: DomainPlan, data: Path) -> Path:
 def _generate(consortium: Consortium, domain: DomainPlan, seed: int) -> None:
     from common.synthetic import make_site  # noqa: PLC0415
 
-    for number in range(domain.sites):
-        catalog, interactions = make_site(
+    made = [
+        make_site(
             domain.name,  # type: ignore[arg-type]
             site=number,
             subjects=domain.subjects,
             seed=seed,
         )
+        for number in range(domain.sites)
+    ]
+    catalog, parts = made[0][0], [interactions for _, interactions in made]
+    if domain.partition != "hash":
+        whole = concatenate(parts)
+        of_subject = _partitioned(domain, whole, catalog, seed)(domain.sites)
+        parts = [whole.select(np.flatnonzero(of_subject == k)) for k in range(domain.sites)]
+    for number, interactions in enumerate(parts):
         consortium.add(f"{domain.name}-{number + 1}", domain.name, catalog, interactions)
 
 
-def _read(consortium: Consortium, domain: DomainPlan, folder: Path) -> None:
+def _partitioned(
+    domain: DomainPlan, interactions: Interactions, catalog: Catalog, seed: int
+) -> Callable[[int], NDArray[np.int64]]:
+    return lambda sites: partition(
+        domain.partition, interactions, catalog, sites=sites, alpha=domain.alpha, seed=seed
+    )
+
+
+def _read(consortium: Consortium, domain: DomainPlan, folder: Path, seed: int) -> None:
     catalog = read_catalog(folder, domain=domain.name)
     interactions, report = read_interactions(folder, catalog)
     require_targets(interactions)
@@ -292,7 +320,12 @@ def _read(consortium: Consortium, domain: DomainPlan, folder: Path) -> None:
         f"{report.dropped_unknown_items} rows of unknown items, "
         f"{report.dropped_duplicates} repeated rows dropped"
     )
-    parts = _parts(domain, folder, interactions)
+    of_sites = (
+        _numbers(domain, folder, interactions)
+        if domain.partition == "hash"
+        else _partitioned(domain, interactions, catalog, seed)
+    )
+    parts = _parts(domain, of_sites)
     if len(parts) < domain.sites:
         consortium.dropped[domain.name] += f"; {len(parts)} sites, as more would be too small"
     for label, members in parts:
@@ -300,9 +333,8 @@ def _read(consortium: Consortium, domain: DomainPlan, folder: Path) -> None:
 
 
 def _parts(
-    domain: DomainPlan, folder: Path, interactions: Interactions
+    domain: DomainPlan, of_sites: Callable[[int], NDArray[np.int64]]
 ) -> list[tuple[str, NDArray[np.int64]]]:
-    of_sites = _numbers(domain, folder, interactions)
     sites, number = domain.sites, of_sites(domain.sites)
     while domain.at_most and sites > 1 and _smallest(number, sites) < LIMITS.subjects_floor:
         sites -= 1
