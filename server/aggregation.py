@@ -1,9 +1,10 @@
 """Aggregation: arrays in, arrays out. Float64 deltas with public contract weights.
 
-Three rules are means and hold running sums alone (`server.streaming`): `mean`,
-`inverse-variance`, and nothing else can. The others keep every update of the round in float32 and
-look at all of them at the end (`server.robust`): `trimmed-mean`, `median`, `multi-krum`,
-`geometric-median`, `norm-bounded` (which needs the median of all lengths).
+`mean` and `inverse-variance` hold running sums alone (`server.streaming`). The other rules keep
+every update of the round in float32 and look at all of them at the end (`server.robust`):
+`trimmed-mean`, `median`, `multi-krum`, `geometric-median`, and `norm-bounded`, which cuts each
+update to the median of all lengths: cutting to the public bound, as the admission gate does
+already, would leave a tenfold sign-flip whole.
 
 A tensor is aggregated over the sites that sent it. Tensors that the same sites sent form one
 block: distances and lengths are those of a whole block. Of n sites that sent a tensor,
@@ -126,7 +127,7 @@ class KeptUpdates:
             OrderError: the site was added before.
             SecurityRefused: a number that is not finite or above the bound, or another shape.
         """
-        require_new(site, set(self._updates))
+        require_new(site, self._updates)
         require_sound(site, update, self._shapes, self._bound)
         self._weights[site] = require_weight(weight)
         self._updates[site] = {
@@ -141,7 +142,7 @@ class KeptUpdates:
         Raises:
             OrderError: nothing was added.
         """
-        require_some(set(self._updates))
+        require_some(self._updates)
         found: Means = {}
         for sites, names in self._blocks().items():
             weights = np.array([self._weights[site] for site in sites])

@@ -21,6 +21,8 @@ _CELLS = 1 << 18
 """Numbers of all rows handled at once: 2 MiB in float64, the size of a processor's cache."""
 _WEISZFELD_TOLERANCE = 1e-10
 """Weiszfeld ends when a step is shorter than this share of the middle distance."""
+_FLOOR = 1e-9
+"""Least distance of a row in Weiszfeld's division, as a share of the middle distance."""
 _WEISZFELD_STEPS = 1_000
 """Most steps of Weiszfeld; each costs n**2, whatever the size of the update."""
 
@@ -173,18 +175,22 @@ def geometric_median(inner: Vector, weights: Vector) -> Vector:
     for _ in range(_WEISZFELD_STEPS):
         pulled = inner @ shares
         distances = np.sqrt(np.maximum(squares - 2 * pulled + shares @ pulled, 0))
-        typical = float(np.median(distances))
-        if typical == 0:
-            typical = float(mass @ distances)
-        if typical == 0:
-            return mass
-        pull = mass / np.maximum(distances, 1e-9 * typical)
-        new = pull / pull.sum()
-        moved = new - shares
-        shares = new
-        if float(moved @ inner @ moved) <= (_WEISZFELD_TOLERANCE * typical) ** 2:
+        middle = _middle_of(distances, mass)
+        # Rows that hold half of the mass and stand in one point are the median.
+        near = distances == 0
+        pull = near * mass if middle == 0 else mass / np.maximum(distances, _FLOOR * middle)
+        moved = pull / pull.sum() - shares
+        shares = shares + moved
+        if float(moved @ inner @ moved) <= (_WEISZFELD_TOLERANCE * middle) ** 2:
             break
     return shares
+
+
+def _middle_of(distances: Vector, mass: Vector) -> float:
+    """Weighted median of distances: hostile rows under half of the mass do not stretch it."""
+    order = np.argsort(distances)
+    reached = np.cumsum(mass[order])
+    return float(distances[order][np.argmax(reached >= 0.5 - 1e-12)])
 
 
 def norm_bounded(squares: Vector, weights: Vector) -> Vector:

@@ -7,7 +7,7 @@ power-of-two grid and added as int64, so that the sums do not depend on who answ
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from fractions import Fraction
 
 import numpy as np
@@ -137,7 +137,7 @@ def require_weight(weight: float) -> float:
     return weight
 
 
-def require_new(site: str, sites: set[str]) -> None:
+def require_new(site: str, sites: Collection[str]) -> None:
     """Refuse a second update of a site, and a site beyond the limit.
 
     Raises:
@@ -149,7 +149,7 @@ def require_new(site: str, sites: set[str]) -> None:
         raise OrderError(f"Expected at most {LIMITS.sites} sites, got more.")
 
 
-def require_some(sites: set[str]) -> None:
+def require_some(sites: Collection[str]) -> None:
     """Refuse to aggregate nothing.
 
     Raises:
