@@ -255,3 +255,37 @@ def test_bad_input_is_one_line_and_changes_nothing(
     assert errors.count("\n") == 1
     assert errors.startswith("confed: ")
     assert made.data == before
+
+
+def test_what_a_sub_command_of_audit_lacks_is_named_with_all_its_words() -> None:
+    lacking = BARE.replace('"torch", ', '"torch", "numpy", ')
+    words = ["audit", "empirical", "--tier", "a"]
+    ended = subprocess.run(
+        [sys.executable, "-c", lacking, *words], capture_output=True, text=True, check=False
+    )
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.count("\n") == 1
+    assert "for `confed audit empirical`, got none; run: pip install 'confed[simulation]'" in (
+        ended.stderr
+    )
+
+
+def test_help_of_the_group_names_every_sub_command(capsys: pytest.CaptureFixture[str]) -> None:
+    text, _ = said(["audit", "--help"], capsys)
+    assert all(f"  {name} " in text for name in ("verify", "report", "empirical"))
+
+
+def test_verify_imports_neither_torch_nor_flower_nor_matplotlib(tmp_path: Path) -> None:
+    make_ledger(tmp_path, runs=(Run(rounds=1),))
+    code = (
+        "import sys, common.cli\n"
+        "try:\n"
+        f"    common.cli.main(['audit', 'verify', {str(tmp_path)!r}])\n"
+        "except SystemExit as ended:\n"
+        "    assert ended.code == 0\n"
+        "print('LOADED', *{m.partition('.')[0] for m in sys.modules})"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(ended.stdout.partition("LOADED")[2].split())
+    assert "dp_accounting" in loaded
+    assert not loaded & {"torch", "flwr", "opacus", "polars", "matplotlib", "jinja2", "ray"}
