@@ -60,18 +60,21 @@ class ReservedGrant(Grant):
     Args:
         key: LEDGER.
         seq: of the reservation's entry.
+        head: hash of that entry, so that no other ledger takes the grant for its own.
         event: that was reserved.
         randomness: secure, but in a simulation.
     """
 
-    def __init__(self, key: object, *, seq: int, event: Event, randomness: Randomness) -> None:
+    def __init__(
+        self, key: object, *, seq: int, head: str, event: Event, randomness: Randomness
+    ) -> None:
         if key is not LEDGER:
             raise OrderError("Expected a grant to be made by a ledger; reserve first.")
         leaf, self.steps = steps_of(event)
         gaussian = leaf.event if isinstance(leaf, PoissonSampled) else leaf
         if not isinstance(gaussian, Gaussian):
             raise ConfigError("Expected Gaussian steps to train with, got another event.")
-        self.seq = seq
+        self.seq, self.head = seq, head
         self.noise_multiplier = gaussian.noise_multiplier
         self.sample_rate = leaf.sample_rate if isinstance(leaf, PoissonSampled) else 1.0
         self._randomness = randomness

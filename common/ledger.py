@@ -14,13 +14,14 @@ from typing import Any, Final
 
 from common.accounting import Spent
 from common.caps import SiteCaps
-from common.chain import Asked, PlanFacts, Released, State, advance, event_of, rotation_body
+from common.chain import PlanFacts, Reserved, State, advance, event_of, rotation_body
 from common.entries import NO_HASH, Entry, signed
 from common.errors import ConfigError, OrderError, PrivacyRefused, SecurityRefused
 from common.grant import LEDGER, Grant, ReservedGrant, steps_of
 from common.journal import Clock, Journal, MakeEntry, stamp, utc_now
 from common.ledger_file import LedgerStore
 from common.mechanism import Composed, Event, Leaf, Repeated, leaves
+from common.outbox import kept_name, sent_again
 from common.privacy_filter import Budget, fits, order_for, rounds_left
 from common.randomness import Randomness, SecureRandomness
 from common.signing import ROTATION, SigningKey
@@ -82,7 +83,8 @@ class Ledger:
 
         Args:
             request: the declaration.
-            whole: refuse a run whose last round would not fit the budget any more.
+            whole: refuse a run whose last round would not fit the budget any more; else only one
+                whose first would not.
 
         Raises:
             PrivacyRefused: the plan breaks a cap, does not fit, or the run has another already.
@@ -106,8 +108,8 @@ class Ledger:
                 raise PrivacyRefused(
                     "Expected the plan of the run's first message, got another; start a new run."
                 )
-            if whole:
-                self._require_whole(event)
+            ones = {purpose: (one, 1) for purpose, (one, _) in request.events.items()}
+            self._require_fit(event if whole else schedule_of(ones))
             self._journal.append(
                 self._journal.entry("plan", run=request.run, event=event, details=details)
             )
@@ -166,7 +168,9 @@ class Ledger:
                 )
             )
             self._journal.append(*entries)
-            return ReservedGrant(LEDGER, seq=state.seq, event=event, randomness=randomness)
+            return ReservedGrant(
+                LEDGER, seq=state.seq, head=state.head, event=event, randomness=randomness
+            )
 
     def release(self, grant: Grant, payload: bytes) -> str:
         """Store and record what is about to be sent; the answer is its SHA-256.
@@ -175,14 +179,11 @@ class Ledger:
             SecurityRefused: it cannot be written; then nothing may be sent.
         """
         with self._journal.transaction() as state:
-            seq = grant.seq if isinstance(grant, ReservedGrant) else -1
-            reserved = state.reserved.get(seq)
-            if reserved is None or reserved.asked in state.released:
-                raise OrderError("Expected a reservation without a release, got another.")
+            reserved = _reserved_by(state, grant)
             digest = hashlib.sha256(payload).hexdigest()
-            self._journal.store.keep(_kept_name(reserved.asked), payload)
+            self._journal.store.keep(kept_name(reserved.asked), payload)
             run, number, purpose = reserved.asked
-            details = {"reserve": seq, "payload_sha256": digest, "bytes": len(payload)}
+            details = {"reserve": reserved.seq, "payload_sha256": digest, "bytes": len(payload)}
             self._journal.append(
                 self._journal.entry(
                     "release",
@@ -193,7 +194,7 @@ class Ledger:
                 )
             )
             if number > 2:  # a server asks for the last rounds again, never for older ones
-                self._journal.store.drop(_kept_name((run, number - 2, purpose)))
+                self._journal.store.drop(kept_name((run, number - 2, purpose)))
             return digest
 
     def stored(
@@ -208,8 +209,8 @@ class Ledger:
             released = state.released.get((run, number, purpose))
             if released is None:
                 return None
-            payload = self._journal.store.kept(_kept_name((run, number, purpose)))
-        return _again(released, payload, model_sha256)
+            payload = self._journal.store.kept(kept_name((run, number, purpose)))
+        return sent_again(released, payload, model_sha256)
 
     def _require_budget(self, facts: PlanFacts, event: Event) -> None:
         """Refuse before anything is spent; what is known to fit is not computed again."""
@@ -235,7 +236,7 @@ class Ledger:
             left.update(leaves(Repeated(count=rest, event=event)))
         return left
 
-    def _require_whole(self, event: Event) -> None:
+    def _require_fit(self, event: Event) -> None:
         state = self._journal.state
         # A plan made after a release may depend on it: from then on the filter counts.
         adaptive = state.adaptive or bool(state.released)
@@ -392,17 +393,9 @@ def schedule_of(events: Mapping[str, tuple[Event, int]]) -> Event:
     return Composed(events=tuple(Repeated(count=events[p][1], event=events[p][0]) for p in ordered))
 
 
-def _kept_name(asked: Asked) -> str:
-    run, number, purpose = asked
-    return f"{run}-{number:06d}-{purpose}"
-
-
-def _again(released: Released, payload: bytes | None, model_sha256: str) -> bytes:
-    if released.model_sha256 != model_sha256:
-        raise PrivacyRefused(
-            "Expected the model that this round was answered for, got another: its noise would "
-            "not be in the plan."
-        )
-    if payload is None or hashlib.sha256(payload).hexdigest() != released.payload_sha256:
-        raise PrivacyRefused("Expected the stored bytes of a released round, they are gone.")
-    return payload
+def _reserved_by(state: State, grant: Grant) -> Reserved:
+    if isinstance(grant, ReservedGrant) and state.heads[grant.seq : grant.seq + 1] == [grant.head]:
+        reserved = state.reserved.get(grant.seq)
+        if reserved is not None and reserved.asked not in state.released:
+            return reserved
+    raise OrderError("Expected a reservation without a release, got another.")

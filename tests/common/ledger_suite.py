@@ -26,6 +26,7 @@ A, B, C = "a" * 64, "b" * 64, "c" * 64
 CAPS = SiteCaps(epsilon=2.0, delta=1e-5, noise_multiplier=0.5, max_grad_norm=1.0, rounds=100)
 STEP = PoissonSampled(sample_rate=0.25, event=Gaussian(noise_multiplier=2.0))
 OTHER = Gaussian(noise_multiplier=6.0)
+WEAK = PoissonSampled(sample_rate=1e-3, event=Gaussian(noise_multiplier=0.45))
 Events = Mapping[str, tuple[Event, int]]
 
 
@@ -164,7 +165,7 @@ class LedgerSuite(ABC):
             (request(clip=1.5), PrivacyRefused, "max_grad_norm"),
             (request(events={"train": (STEP, 101)}), PrivacyRefused, "rounds"),
             (
-                request(events={"train": (Gaussian(noise_multiplier=0.4), 1)}),
+                request(events={"train": (WEAK, 1)}),
                 PrivacyRefused,
                 "noise_multiplier",
             ),
