@@ -1,33 +1,32 @@
 """The ServerApp: wiring only. (1) plan, (2) who is there, (3) adapter, (4) rounds, (5) release."""
 
 import logging
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord, Context, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from common.adapter import save_adapter
 from common.backbone import Backbone, load_backbone
-from common.errors import ConfigError, SecurityRefused
+from common.errors import ConfigError
 from common.ledger_file import KEY_NAME
-from common.plan import RunPlan, parse
+from common.plan import RunPlan, plan_from_json
 from common.recommender import Recommender
 from common.signing import SigningKey, read_signing_key
-from common.wire import Identity, Tensors, to_record, unpack_identity
-from server.exchange import Member
+from common.wire import Tensors
+from server.admission import Member
+from server.checkpoint import Checkpoint, Checkpoints
 from server.heads import HeadBook
+from server.membership import Membership, find_members
+from server.options import ServerOptions, options_from_run_config, plan_from_run_config
+from server.public import PublicEvaluation, open_public
+from server.release import write_release
+from server.rounds import OnRound, Phase, RoundLoop, no_phase
 from server.strategy import make_strategy
 
 LOG = logging.getLogger("confed.server")
-OnRound = Callable[[int, Tensors], None]
-NODES_WAIT = 0.5
-"""Seconds between two looks for nodes."""
-WAIT_SAID = 10.0
-"""Seconds after which the log says that sites are missing."""
 
 
 def build(
@@ -35,7 +34,10 @@ def build(
     on_round: OnRound | None = None,
     backbone: Backbone | None = None,
     weights: Mapping[str, float] | None = None,
+    *,
     heads: HeadBook | None = None,
+    options: ServerOptions | None = None,
+    phase: Phase = no_phase,
 ) -> ServerApp:
     """Assemble a ServerApp.
 
@@ -44,61 +46,115 @@ def build(
         on_round: told the released adapter after round 0, 1, …; a simulation watches here.
         backbone: the frozen model, when the process holds it already.
         weights: contract weight by site, 1 where none is given.
-        heads: memory of the sites' ledgers; None takes the run configuration's folder `heads`, or
-            this run's memory alone.
+        heads: memory of the sites' ledgers; None keeps it in the folder of the options' state.
+        options: of the operator; None reads them from the run configuration.
+        phase: told each phase of a round before it begins; faults are injected here.
     """
     app = ServerApp()
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        agreed = plan if plan is not None else plan_from_run_config(context.run_config)  # (1)
-        members = find_members(grid, agreed, weights or {}, context)  # (2)
-        agreed = agreed.with_domains(declared_subjects(members.values()))
+        asked = plan if plan is not None else plan_from_run_config(context.run_config)  # (1)
+        chosen = options if options is not None else options_from_run_config(context.run_config)
+        book = heads if heads is not None else open_heads(chosen.folder)
+        resumed = _newest(chosen)
+        members = find_members(grid, asked, weights or {}, sites=chosen.sites)  # (2)
+        agreed = _agreed(asked, members.values(), resumed)
         frozen = backbone if backbone is not None else load_backbone(agreed.recommender.backbone)
         initial = initial_adapter(agreed, members.values(), frozen)  # (3)
-        book = heads if heads is not None else configured_heads(context.run_config)
-        strategy = make_strategy(agreed, members, initial, heads=book, run=str(context.run_id))
-
-        def watch(number: int, _arrays: ArrayRecord) -> MetricRecord | None:
-            if on_round is not None:
-                on_round(number, strategy.released)
-            return None
-
-        strategy.start(  # (4)
+        run = str(context.run_id) if resumed is None else resumed.run
+        strategy = make_strategy(agreed, members, initial, heads=book, run=run)
+        loop = RoundLoop(
             grid=grid,
-            initial_arrays=to_record(initial),
-            num_rounds=agreed.federation.rounds,
-            timeout=agreed.federation.round_timeout,
-            evaluate_fn=watch,
+            plan=agreed,
+            strategy=strategy,
+            membership=Membership(members=members, weights=weights or {}),
+            current=initial,
+            checkpoints=_checkpoints(chosen),
+            public=_public(chosen, agreed, frozen),
+            on_round=on_round,
+            phase=phase,
         )
-        out = context.run_config.get("out")
-        if isinstance(out, str) and out:  # (5)
-            domains = {m.identity.domain: m.identity.catalog for m in members.values()}
-            save_adapter(
-                Path(out), strategy.released, plan=agreed, backbone=frozen, catalogs=domains
-            )
-            LOG.info("adapter written to %s", out)
+        if resumed is not None:
+            loop.resume(resumed)
+        released = loop.run()  # (4)
+        if chosen.out:  # (5)
+            write_release(Path(chosen.out), released, loop=loop, backbone=frozen, heads=book)
+            LOG.info("adapter written to %s", chosen.out)
 
     return app
 
 
-def configured_heads(config: Mapping[str, Any]) -> HeadBook:
-    """The server's memory of ledgers in the folder that the run configuration names.
+def open_heads(folder: Path | None) -> HeadBook:
+    """The server's memory of ledgers, in a folder with the server's key or for this run alone.
 
     Raises:
         ConfigError: the folder cannot be written to.
         SecurityRefused: what is in it does not verify.
     """
-    named = str(config.get("heads", ""))
-    if not named:
-        LOG.warning("no folder for heads: an old ledger is noticed within this run alone")
+    if folder is None:
+        LOG.warning("no folder for the server's state: this run cannot be resumed")
         return HeadBook(SigningKey.generate())
-    folder = Path(named)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise ConfigError(f"Expected to write into {folder}, got '{error.strerror}'.") from None
     path = folder / KEY_NAME
     if not path.exists():
-        SigningKey.generate().write(path)
-    return HeadBook(read_signing_key(path), folder)
+        key = SigningKey.generate()
+        key.write(path)
+        (folder / "public-key.pem").write_bytes(key.public.pem())
+    return HeadBook(read_signing_key(path), folder / "heads")
+
+
+def _checkpoints(options: ServerOptions) -> Checkpoints | None:
+    return None if options.folder is None else Checkpoints(options.folder / "checkpoints")
+
+
+def _newest(options: ServerOptions) -> Checkpoint | None:
+    """The round to go on after; None for a new run.
+
+    Raises:
+        ConfigError: rounds lie in the folder and the run does not say what to do with them.
+    """
+    checkpoints = _checkpoints(options)
+    found = None if checkpoints is None else checkpoints.newest()
+    if found is not None and not options.resume:
+        raise ConfigError(
+            f"Expected an empty folder of checkpoints in {options.state}, found round "
+            f"{found.round}; run `confed server resume`, or name another folder."
+        )
+    return found
+
+
+def _agreed(plan: RunPlan, members: Iterable[Member], resumed: Checkpoint | None) -> RunPlan:
+    """The plan with the domains of the consortium; a resumed run keeps its own.
+
+    Raises:
+        ConfigError: another plan than the one that the checkpoint was made under.
+    """
+    if resumed is None:
+        return plan.with_domains(declared_subjects(members))
+    before = plan_from_json(resumed.plan)
+    sizes = before.recommender.domains
+    asked = plan.model_copy(
+        update={"recommender": plan.recommender.model_copy(update={"domains": sizes})}
+    )
+    if asked != before:
+        raise ConfigError("Expected the plan of the checkpoint to resume with, got another.")
+    return before
+
+
+def _public(options: ServerOptions, plan: RunPlan, backbone: Backbone) -> PublicEvaluation | None:
+    if not options.public:
+        return None
+    return open_public(
+        Path(options.public),
+        options.public_domain,
+        plan.recommender,
+        backbone=backbone,
+        patience=options.patience,
+    )
 
 
 def declared_subjects(members: Iterable[Member]) -> dict[str, int]:
@@ -108,84 +164,6 @@ def declared_subjects(members: Iterable[Member]) -> dict[str, int]:
         who = member.identity
         sizes[who.domain] = sizes.get(who.domain, 0) + who.declared_subjects
     return sizes
-
-
-def plan_from_run_config(config: Mapping[str, Any]) -> RunPlan:
-    """The plan in a flat run configuration, `privacy.epsilon = 4.0` and so on.
-
-    Raises:
-        ConfigError: a key that no plan has, or a value out of range.
-    """
-    nested: dict[str, Any] = {}
-    for key, value in config.items():
-        if key in {"out", "sites", "heads"}:
-            continue
-        *path, leaf = key.replace("-", "_").split(".")
-        target = nested
-        for part in path:
-            target = target.setdefault(part, {})
-        target[leaf] = value
-    plan = parse(RunPlan, nested, where="run configuration")
-    if not isinstance(plan, RunPlan):
-        raise ConfigError("Expected a run plan in the run configuration.")
-    return plan
-
-
-def find_members(
-    grid: Grid, plan: RunPlan, weights: Mapping[str, float], context: Context
-) -> dict[int, Member]:
-    """Ask every node who it is; refuse a consortium whose sites do not fit together.
-
-    Raises:
-        ConfigError: fewer sites than the run configuration's `sites` within the round timeout.
-        SecurityRefused: two sites of one name, or two catalogs in one domain.
-    """
-    wanted = int(context.run_config.get("sites", 1))
-    nodes = _wait_for_nodes(grid, wanted, plan.federation.round_timeout)
-    queries = [
-        Message(RecordDict(), dst_node_id=node, message_type=MessageType.QUERY)
-        for node in sorted(nodes)
-    ]
-    replies = grid.send_and_receive(queries, timeout=plan.federation.round_timeout)
-    found = [
-        Member(
-            node=reply.metadata.src_node_id,
-            identity=(who := unpack_identity(reply.content)),
-            weight=weights.get(who.site, 1.0),
-        )
-        for reply in replies
-        if not reply.has_error()
-    ]
-    if len(found) < wanted:
-        raise ConfigError(f"Expected at least {wanted} sites, got {len(found)} that answer.")
-    _require_one_contract([m.identity for m in found])
-    return {m.node: m for m in sorted(found, key=lambda m: m.identity.site)}
-
-
-def _wait_for_nodes(grid: Grid, wanted: int, timeout: float) -> list[int]:
-    start, said = time.monotonic(), False
-    while True:
-        nodes = list(grid.get_node_ids())
-        waited = time.monotonic() - start
-        if len(nodes) >= wanted or waited > timeout:
-            return nodes
-        if not said and waited > WAIT_SAID:
-            LOG.warning("waiting for sites: %d of %d are here", len(nodes), wanted)
-            said = True
-        time.sleep(NODES_WAIT)
-
-
-def _require_one_contract(identities: Sequence[Identity]) -> None:
-    names = [who.site for who in identities]
-    if len(set(names)) != len(names):
-        raise SecurityRefused("Expected one node a site, got two with the same name.")
-    for domain in {who.domain for who in identities}:
-        catalogs = {(who.catalog, who.items) for who in identities if who.domain == domain}
-        if len(catalogs) > 1:
-            raise SecurityRefused(
-                f"Expected one catalog in domain {domain}, got {len(catalogs)}; "
-                "give its sites the same items and knowledge graph."
-            )
 
 
 def initial_adapter(plan: RunPlan, members: Any, backbone: Backbone) -> Tensors:

@@ -1,11 +1,9 @@
-"""Orders down, answers up: what the strategy sends to each site and what it admits.
-
-Admitted are answers in time, whole and finite, whose ledger shows that they were paid for.
-"""
+"""Orders down, answers up: what each site is sent, what is admitted, and what becomes of it."""
 
 import logging
+import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
@@ -13,70 +11,82 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 from numpy.typing import NDArray
 
-from common.errors import ConfedError, RefusedError, SecurityRefused
+from common.errors import RefusedError
 from common.plan import RunPlan
 from common.recommender import held_by, is_text, read_by
-from common.wire import (
-    FIGURES,
-    Identity,
-    Order,
-    Tensors,
-    figures_payload,
-    pack_order,
-    to_payload,
-    to_record,
-    to_tensors,
-    unpack_answer,
-    unpack_evaluation,
-)
-from server.aggregation import weighted_mean
-from server.heads import HeadBook
+from common.wire import FIGURES, Order, Said, Tensors, pack_order, to_record, to_tensors
+from server.admission import Gate, Inadmissible, Member
+from server.aggregation import Aggregator, default_rule, make_aggregator
 
 LOG = logging.getLogger("confed.server")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Member:
-    """A site of the contract: its node, its public facts and its weight."""
-
-    node: int
-    identity: Identity
-    weight: float = 1.0
+class QuorumMissed(RefusedError):
+    """Too few admissible answers; nothing was moved."""
 
 
 class Exchange(FedAvg):
-    """Orders down, updates up, contract-weighted mean; knows which tensors a site holds."""
+    """Messages and the aggregate of what was admitted, below Flower's server optimisers."""
 
     plan: RunPlan
-    members: Mapping[int, Member]
+    members: dict[int, Member]
     shapes: Mapping[str, tuple[int, ...]]
-    heads: HeadBook
+    gate: Gate
     run: str
+    offences: Counter[str]
+    said: dict[str, Said]
     _sent: Tensors
+
+    # Orders
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """One message a site: the shared tensors and the bias of its own domain."""
+        """One message a site: what its domain reads of the adapter."""
         self._sent = to_tensors(arrays)
-        order = Order(round=server_round, plan=self.plan, receipts=self.heads.receipts)
-        present = set(grid.get_node_ids())
-        bodies = {
-            domain: pack_order(
-                order, to_record({name: self._sent[name] for name in self.read_by(domain)})
-            )
-            for domain in {m.identity.domain for m in self.members.values()}
+        return self._orders(MessageType.TRAIN, server_round, self._sent, grid)
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """The same for the rounds in which the plan evaluates."""
+        if not self.plan.evaluations or server_round % self.plan.evaluation.every:
+            return []
+        return self._orders(MessageType.EVALUATE, server_round, to_tensors(arrays), grid)
+
+    def _orders(self, kind: str, number: int, tensors: Tensors, grid: Grid) -> list[Message]:
+        present, asked = set(grid.get_node_ids()), self.asked()
+        # Arrays are shared by all messages of a domain: one copy in memory, whatever the sites.
+        read = {
+            domain: to_record({name: tensors[name] for name in self.read_by(domain)})
+            for domain in {m.identity.domain for m in asked.values()}
         }
-        return [
-            Message(
-                content=bodies[member.identity.domain],
-                message_type=MessageType.TRAIN,
-                dst_node_id=node,
-                ttl=self.plan.federation.round_timeout,
+        orders = []
+        for node, member in asked.items():
+            if node not in present:
+                continue
+            who = member.identity
+            order = Order(
+                round=number,
+                plan=self.plan,
+                receipts=self.gate.heads.receipts,
+                run=self.run,
+                last=self.said.get(who.site, Said.ADMITTED),
             )
-            for node, member in self.members.items()
-            if node in present
-        ]
+            orders.append(
+                Message(
+                    content=pack_order(order, read[who.domain]),
+                    message_type=kind,
+                    dst_node_id=node,
+                    ttl=self.plan.federation.round_timeout,
+                )
+            )
+        return orders
+
+    def asked(self) -> dict[int, Member]:
+        """Members that are not suspended."""
+        most = self.plan.federation.suspend_after
+        return {n: m for n, m in self.members.items() if self.offences[m.identity.site] < most}
 
     def held_by(self, domain: str) -> list[str]:
         """Names of the tensors that sites of a domain train."""
@@ -86,70 +96,96 @@ class Exchange(FedAvg):
         """Names of the tensors that sites of a domain are sent."""
         return [n for n in self.shapes if read_by(n, domain, self.plan.recommender)]
 
-    def moved_in(self, server_round: int, domain: str) -> set[str]:
-        """Names of the tensors that an answer of this round holds."""
+    def moved_in(self, server_round: int, domain: str) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of the tensors that an answer of this round holds."""
         text = server_round <= self.plan.federation.text_rounds
-        return {name for name in self.held_by(domain) if text or not is_text(name)}
+        return {n: self.shapes[n] for n in self.held_by(domain) if text or not is_text(n)}
+
+    # Answers
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Current adapter plus the weighted mean of the updates; None when nobody answered."""
-        admitted: dict[str, tuple[Tensors, float]] = {}
+        """Current adapter plus the aggregate of the admitted updates, taken as they come.
+
+        Raises:
+            QuorumMissed: too few were admitted.
+        """
+        aggregator, admitted = self._aggregator(server_round), set[str]()
         for reply in replies:
             member = self.members.get(reply.metadata.src_node_id)
             if member is None or member.identity.site in admitted:
                 continue  # a stranger, or a second answer: the first one counts
+            site, domain = member.identity.site, member.identity.domain
             try:
-                admitted[member.identity.site] = self._admit(server_round, reply, member)
-            except ConfedError as error:
-                LOG.warning("round %d: site %s: %s", server_round, member.identity.site, error)
-        if not admitted:
-            raise RefusedError(
-                f"Expected an answer to round {server_round} from one site at least, got none; "
-                "see each site's own log for the reason."
-            )
-        self.heads.countersign(run=self.run, number=server_round)
-        # In the order of the sites' names: float addition is not associative.
-        ordered = [admitted[site] for site in sorted(admitted)]
-        mean = weighted_mean([u for u, _ in ordered], [w for _, w in ordered])
-        return to_record(_moved(self._sent, mean)), None
+                update = self.gate.admit(
+                    reply,
+                    member,
+                    number=server_round,
+                    shapes=self.moved_in(server_round, domain),
+                )
+            except Inadmissible as error:
+                self._refuse(server_round, site, error)
+                continue
+            admitted.add(site)
+            self.said[site] = Said.ADMITTED
+            aggregator.add(site, update, weight=member.weight, variance=self.variance(member))
+        self._require_quorum(server_round, admitted)
+        self.gate.heads.countersign(run=self.run, number=server_round)
+        return to_record(self._moved(aggregator.result())), None
 
-    def _admit(self, server_round: int, reply: Message, member: Member) -> tuple[Tensors, float]:
-        if reply.has_error():
-            raise SecurityRefused(f"no answer, code {reply.error.code}")
-        answer = unpack_answer(reply.content)
-        update = answer.update
-        if answer.round != server_round:
-            raise SecurityRefused(f"answer to round {answer.round}")
-        if self.plan.privacy.private:
-            site = member.identity.site
-            self.heads.admit(site, answer.lines)
-            payload = to_payload(update)
-            self.heads.require_paid(site, run=self.run, number=server_round, payload=payload)
-        if set(update) != self.moved_in(server_round, member.identity.domain):
-            raise SecurityRefused("answer holds other tensors than asked for")
-        for name, value in update.items():
-            if value.shape != self.shapes[name] or not np.isfinite(value).all():
-                raise SecurityRefused(f"tensor {name} has another shape or is not finite")
-        return update, member.weight
+    def _refuse(self, number: int, site: str, error: Inadmissible) -> None:
+        self.said[site] = error.code
+        LOG.warning("round %d: site %s: %s: %s", number, site, error.code.name, error)
+        if error.code is Said.NONE:
+            return  # a site that could not answer is no offender
+        self.offences[site] += 1
+        if self.offences[site] == self.plan.federation.suspend_after:
+            LOG.warning("site %s is suspended after %d offences", site, self.offences[site])
 
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """The same orders as for training, in the rounds in which the plan evaluates."""
-        every = self.plan.evaluation.every
-        if not self.plan.evaluations or server_round % every:
-            return []
-        return [
-            Message(
-                content=message.content,
-                message_type=MessageType.EVALUATE,
-                dst_node_id=message.metadata.dst_node_id,
-                ttl=self.plan.federation.round_timeout,
+    def quorum(self) -> int:
+        """Fewest admitted answers of a round."""
+        given, sites = self.plan.federation.quorum, len(self.members)
+        if given:
+            return min(given, sites)
+        robust = 2 * self.plan.federation.tolerate + 3 if self.rule() != "mean" else 1
+        return min(max(math.ceil(sites / 2), robust), sites)
+
+    def _require_quorum(self, number: int, admitted: set[str]) -> None:
+        if len(admitted) < self.quorum():
+            raise QuorumMissed(
+                f"Expected answers of {self.quorum()} sites at least to round {number}, got "
+                f"{len(admitted)}; see each site's own log for the reason."
             )
-            for message in self.configure_train(server_round, arrays, config, grid)
-        ]
+
+    def rule(self) -> str:
+        """The aggregation rule in force."""
+        federation = self.plan.federation
+        if federation.aggregation != "auto":
+            return federation.aggregation
+        return default_rule(len(self.members), federation.tolerate)
+
+    def _aggregator(self, number: int) -> Aggregator:
+        bounds = (
+            self.gate.bound(m.identity, self.moved_in(number, m.identity.domain))
+            for m in self.members.values()
+        )
+        return make_aggregator(
+            self.rule(), tolerate=self.plan.federation.tolerate, bound=max(bounds)
+        )
+
+    def variance(self, member: Member) -> float:
+        """Variance of the noise in one number of a site's update; public."""
+        privacy, federation = self.plan.privacy, self.plan.federation
+        step = self.gate.noise_multiplier * privacy.max_grad_norm * federation.client_learning_rate
+        expected = privacy.sample_rate * member.identity.declared_subjects
+        return float(federation.local_steps * (step / expected) ** 2)
+
+    def _moved(self, delta: Mapping[str, NDArray[np.float64]]) -> Tensors:
+        return {
+            name: (value + delta[name]).astype(np.float32) if name in delta else value
+            for name, value in self._sent.items()
+        }
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
@@ -161,9 +197,9 @@ class Exchange(FedAvg):
             if member is None:
                 continue
             try:
-                figures = self._admit_figures(server_round, reply, member)
-            except ConfedError as error:
-                LOG.warning("round %d: site %s: %s", server_round, member.identity.site, error)
+                figures = self.gate.admit_figures(reply, member, number=server_round)
+            except Inadmissible as error:
+                self._refuse(server_round, member.identity.site, error)
                 continue
             own = sums.setdefault(member.identity.domain, dict.fromkeys(FIGURES, 0.0))
             for name, value in figures.items():
@@ -176,28 +212,3 @@ class Exchange(FedAvg):
         for name, value in sorted(found.items()):
             LOG.info("round %d: %s about %.4g (noised)", server_round, name, value)
         return MetricRecord(dict(found)) if found else None
-
-    def _admit_figures(self, server_round: int, reply: Message, member: Member) -> dict[str, float]:
-        if reply.has_error():
-            raise SecurityRefused(f"no answer, code {reply.error.code}")
-        evaluation = unpack_evaluation(reply.content)
-        if evaluation.round != server_round:
-            raise SecurityRefused(f"answer to round {evaluation.round}")
-        if self.plan.privacy.private:
-            site = member.identity.site
-            self.heads.admit(site, evaluation.lines)
-            self.heads.require_paid(
-                site,
-                run=self.run,
-                number=server_round // self.plan.evaluation.every,
-                payload=figures_payload(evaluation.figures),
-                purpose="evaluate",
-            )
-        return evaluation.figures
-
-
-def _moved(sent: Tensors, mean: Mapping[str, NDArray[np.float64]]) -> Tensors:
-    return {
-        name: (value + mean[name]).astype(np.float32) if name in mean else value
-        for name, value in sent.items()
-    }

@@ -50,7 +50,7 @@ class HeadBook:
         folder: Path | None = None,
         keys: Mapping[str, PublicKey] | None = None,
     ) -> None:
-        self._key, self._folder, self._keys = key, folder, dict(keys or {})
+        self.key, self._folder, self._keys = key, folder, dict(keys or {})
         self._known: dict[str, _Known] = {}
         self.receipts: tuple[Receipt, ...] = ()
         if folder is not None:
@@ -77,14 +77,16 @@ class HeadBook:
         known.lines += shown[len(seen) :]
         self._known[site] = known
 
-    def require_paid(self, site: str, *, run: str, number: int, payload: bytes) -> None:
+    def require_paid(
+        self, site: str, *, run: str, number: int, payload: bytes, purpose: str = "train"
+    ) -> None:
         """Refuse an update that the site's ledger does not show as paid for and released.
 
         Raises:
             SecurityRefused: no release of this round, or of other bytes.
         """
         known = self._known.get(site, _Known())
-        released = known.state.released.get((run, number, "train"))
+        released = known.state.released.get((run, number, purpose))
         if released is None or released.payload_sha256 != hashlib.sha256(payload).hexdigest():
             raise SecurityRefused("the ledger shown has no release of this update")
 
@@ -95,29 +97,34 @@ class HeadBook:
         if pinned is not None and state.keys[0] != pinned:
             raise SecurityRefused("the ledger shown is signed with another key than the contract's")
 
+    def state_of(self, site: str) -> State | None:
+        """What a site's ledger adds up to as far as it was shown; None if it was not."""
+        known = self._known.get(site)
+        return None if known is None else known.state
+
     def countersign(self, *, run: str, number: int) -> tuple[Receipt, ...]:
         """Receipts for all heads that are known after a round."""
         heads = [
             Head(site=site, seq=known.seq, head=known.state.head)
             for site, known in self._known.items()
         ]
-        self.receipts = countersign(heads, run=run, number=number, key=self._key)
+        self.receipts = countersign(heads, run=run, number=number, key=self.key)
         if self._folder is not None:
             self.write(self._folder)
         return self.receipts
 
     def write(self, folder: Path) -> None:
-        """Write receipts and each site's lines.
+        """Write each site's lines, then the receipts: never a receipt for lines that are not there.
 
         Raises:
             ConfigError: the folder cannot be written to.
         """
-        self.write_receipts(folder)
         try:
             for site, known in self._known.items():
                 write_atomic(folder / f"{site}.jsonl", b"".join(x + b"\n" for x in known.lines))
         except OSError as error:
             raise ConfigError(f"Expected to write into {folder}, got '{error.strerror}'.") from None
+        self.write_receipts(folder)
 
     def write_receipts(self, folder: Path) -> None:
         """Write `receipts.json`, which an auditor lays beside the sites' ledgers.
@@ -126,7 +133,7 @@ class HeadBook:
             ConfigError: the folder cannot be written to.
         """
         told = {
-            "server_key": self._key.public.hex,
+            "server_key": self.key.public.hex,
             "receipts": [receipt.plain() for receipt in self.receipts],
         }
         try:

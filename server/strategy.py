@@ -7,22 +7,32 @@ tensors and the average of the iterates (`_Release`).
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM
+from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM, FedYogi
 
 from common.plan import RunPlan
 from common.recommender import held_by, is_text, kind_of
 from common.spending import noise_of
 from common.wire import Tensors, to_record
-from server.exchange import Exchange, Member
+from server.admission import Gate, Member
+from server.aggregation import require_rule
+from server.checkpoint import Arrays
+from server.exchange import Exchange
 from server.heads import HeadBook
 
 LOG = logging.getLogger("confed.server")
-LEARNING_RATES = {"fedadam-mini": 0.007, "fedadam": 0.003, "fedavgm": 0.5, "fedavg": 3.0}
+LEARNING_RATES = {
+    "fedadam-mini": 0.007,
+    "fedadam": 0.003,
+    "fedyogi": 0.003,
+    "fedavgm": 0.5,
+    "fedavg": 3.0,
+}
 """Server learning rate of the history map where the plan names none."""
 
 
@@ -106,7 +116,7 @@ class _Release(FedAvg):
     @property
     def step_scale(self) -> float:
         """Learning rate that the optimiser itself has not applied (FedAvg has none)."""
-        if isinstance(self, FedAdam | FedAvgM):
+        if isinstance(self, FedAdam | FedYogi | FedAvgM):
             return 1.0
         return learning_rate(self.plan)
 
@@ -141,6 +151,10 @@ class ConsortiumFedAdam(_Release, FedAdam, Exchange):
     """Flower's FedAdam."""
 
 
+class ConsortiumFedYogi(_Release, FedYogi, Exchange):
+    """Flower's FedYogi."""
+
+
 class ConsortiumFedAvgM(_Release, FedAvgM, Exchange):
     """Flower's FedAvgM."""
 
@@ -159,7 +173,11 @@ class ConsortiumFedAvg(_Release, Exchange):
 
 
 ConsortiumStrategy = (
-    ConsortiumFedAdamMini | ConsortiumFedAdam | ConsortiumFedAvgM | ConsortiumFedAvg
+    ConsortiumFedAdamMini
+    | ConsortiumFedAdam
+    | ConsortiumFedYogi
+    | ConsortiumFedAvgM
+    | ConsortiumFedAvg
 )
 
 
@@ -199,6 +217,8 @@ def make_strategy(
         strategy = ConsortiumFedAdamMini(**common, **adam)  # type: ignore[arg-type]
     elif federation.strategy == "fedadam":
         strategy = ConsortiumFedAdam(**common, **adam)  # type: ignore[arg-type]
+    elif federation.strategy == "fedyogi":
+        strategy = ConsortiumFedYogi(**common, **adam)  # type: ignore[arg-type]
     elif federation.strategy == "fedavgm":
         strategy = ConsortiumFedAvgM(
             **common,  # type: ignore[arg-type]
@@ -207,31 +227,61 @@ def make_strategy(
         )
     else:
         strategy = ConsortiumFedAvg(**common)  # type: ignore[arg-type]
-    strategy.plan, strategy.members = plan, members
-    strategy.heads, strategy.run = heads, run
-    if isinstance(strategy, ConsortiumFedAdamMini):
-        strategy.noise_power = noise_power(plan, members.values(), initial)
+    noise = noise_of(plan)
+    strategy.plan, strategy.members, strategy.run = plan, dict(members), run
+    strategy.gate = Gate(plan=plan, run=run, heads=heads, noise_multiplier=noise)
+    strategy.offences, strategy.said = Counter(), {}
     strategy.shapes = {name: value.shape for name, value in initial.items()}
     strategy.released = {name: value.copy() for name, value in initial.items()}
+    if isinstance(strategy, ConsortiumFedAdamMini):
+        strategy.noise_power = noise_power(strategy)
+    require_rule(strategy.rule(), sites=len(members), tolerate=federation.tolerate)
     return strategy
 
 
-def noise_power(plan: RunPlan, members: Iterable[Member], initial: Tensors) -> dict[str, float]:
+def noise_power(strategy: Exchange) -> dict[str, float]:
     """Variance of the noise in one number of each tensor's mean update; public."""
-    privacy, federation = plan.privacy, plan.federation
-    if not privacy.private:
+    plan = strategy.plan
+    if not plan.privacy.private:
         return {}
-    step = noise_of(plan) * privacy.max_grad_norm * federation.client_learning_rate
     found = {}
-    shrunk = {part.strip() for part in federation.shrink.split(",")}
-    for name in initial:
+    shrunk = {part.strip() for part in plan.federation.shrink.split(",")}
+    for name in strategy.shapes:
         if kind_of(name) not in shrunk:
             continue
-        holders = [m for m in members if held_by(name, m.identity.domain, plan.recommender)]
+        holders = [
+            m
+            for m in strategy.members.values()
+            if held_by(name, m.identity.domain, plan.recommender)
+        ]
         mass = sum(m.weight for m in holders)
-        spread = sum(
-            (m.weight * step / (privacy.sample_rate * m.identity.declared_subjects)) ** 2
-            for m in holders
-        )
-        found[name] = federation.local_steps * spread / mass**2
+        spread = sum(m.weight**2 * strategy.variance(m) for m in holders)
+        found[name] = spread / mass**2
     return found
+
+
+def optimizer_state(strategy: ConsortiumStrategy) -> tuple[Arrays, dict[str, int]]:
+    """What the server optimiser remembers between rounds, as named arrays and counts."""
+    arrays: Arrays = {}
+    for part in ("m_t", "v_t"):
+        for name, value in (getattr(strategy, part, None) or {}).items():
+            arrays[f"{part}/{name}"] = np.asarray(value)
+    for place, value in enumerate(getattr(strategy, "momentum_vector", None) or ()):
+        arrays[f"momentum/{place:06d}"] = np.asarray(value)
+    return arrays, {"updates": getattr(strategy, "_updates", 0)}
+
+
+def restore_optimizer(
+    strategy: ConsortiumStrategy, arrays: Arrays, facts: Mapping[str, int]
+) -> None:
+    """Put back what `optimizer_state` gave."""
+    for part in ("m_t", "v_t"):
+        prefix = f"{part}/"
+        found = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+        if found:
+            setattr(strategy, part, found)
+    momentum = [arrays[name] for name in sorted(arrays) if name.startswith("momentum/")]
+    if momentum:
+        strategy.momentum_vector = momentum  # type: ignore[union-attr]
+    if facts["updates"]:
+        strategy._updates = facts["updates"]  # type: ignore[union-attr]

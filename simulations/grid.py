@@ -5,7 +5,7 @@ Nodes are ClientApp calls in a small pool of threads, so one backbone in memory 
 
 import itertools
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -45,7 +45,9 @@ class InProcessGrid(Grid):
         }
         self._pool = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="site")
         self._numbers = itertools.count(1)
-        self._replies: dict[str, Message] = {}
+        self._waiting: dict[str, Message] = {}
+        self._running: dict[Future[Message], str] = {}
+        self._ahead = 2 * workers
         self._run = Run.create_empty(run_id=run_id)
 
     def close(self) -> None:
@@ -83,22 +85,42 @@ class InProcessGrid(Grid):
         return list(self._contexts)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Run the nodes and keep their replies until they are pulled."""
-        pending = list(messages)
-        keys = [f"{next(self._numbers)}" for _ in pending]
-        for key, reply in zip(keys, self._pool.map(self._call, pending), strict=True):
-            self._replies[key] = reply
+        """Take orders; nodes run when their replies are pulled."""
+        keys = []
+        for message in messages:
+            keys.append(f"{next(self._numbers)}")
+            # As Flower's own grid: the reply names the message that it answers.
+            message.metadata.__dict__["_message_id"] = keys[-1]
+            self._waiting[keys[-1]] = message
         return keys
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Replies to pushed messages, each given once."""
-        return [self._replies.pop(key) for key in list(message_ids) if key in self._replies]
+        """The next replies to pushed messages, each given once.
+
+        Only a few nodes run ahead of what is pulled, so that no more than their replies are held.
+        """
+        wanted = set(message_ids)
+        for key in [k for k in self._waiting if k in wanted]:
+            if len(self._running) >= self._ahead:
+                break
+            self._running[self._pool.submit(self._call, self._waiting.pop(key))] = key
+        mine = [future for future, key in self._running.items() if key in wanted]
+        done = wait(mine, return_when=FIRST_COMPLETED).done if mine else set()
+        ready = sorted(done, key=lambda future: int(self._running[future]))
+        for future in ready:
+            del self._running[future]
+        return [future.result() for future in ready]
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
         """Run the nodes; a call cannot be cut short, so `timeout` does not apply."""
-        return self.pull_messages(self.push_messages(messages))
+        pending, replies = set(self.push_messages(messages)), []
+        while pending:
+            for reply in self.pull_messages(pending):
+                pending.discard(reply.metadata.reply_to_message_id)
+                replies.append(reply)
+        return sorted(replies, key=lambda reply: int(reply.metadata.reply_to_message_id))
 
     def _call(self, message: Message) -> Message:
         node = message.metadata.dst_node_id

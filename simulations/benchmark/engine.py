@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 
 import numpy as np
-from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
@@ -25,11 +25,11 @@ from common.wire import (
     pack_answer,
     pack_identity,
     to_payload,
-    to_record,
     unpack_order,
 )
-from server.app import find_members
 from server.heads import HeadBook
+from server.membership import Membership, find_members
+from server.rounds import RoundLoop
 from server.strategy import make_strategy
 from simulations.benchmark.clock import Timing
 from simulations.benchmark.rows import Row
@@ -111,16 +111,19 @@ def server_app(rounds: int, on_round: Callable[[], None]) -> ServerApp:
     app = ServerApp()
 
     @app.main()
-    def main(grid: Grid, context: Context) -> None:
-        def watch(_number: int, _arrays: ArrayRecord) -> MetricRecord | None:
-            on_round()
-            return None
-
+    def main(grid: Grid, _context: Context) -> None:
         initial = initial_tensors()
-        members, heads = find_members(grid, plan, {}, context), HeadBook(SigningKey.generate())
-        make_strategy(plan, members, initial, heads=heads, run="1").start(
-            grid=grid, initial_arrays=to_record(initial), num_rounds=rounds, evaluate_fn=watch
-        )
+        members = find_members(grid, plan, {}, sites=CLIENTS)
+        heads = HeadBook(SigningKey.generate())
+        strategy = make_strategy(plan, members, initial, heads=heads, run="1")
+        RoundLoop(
+            grid=grid,
+            plan=plan,
+            strategy=strategy,
+            membership=Membership(members=members, weights={}),
+            current=initial,
+            on_round=lambda _number, _released: on_round(),
+        ).run()
 
     return app
 

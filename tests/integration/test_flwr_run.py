@@ -19,7 +19,7 @@ from common.plan import RunPlan
 from common.signing import read_public_key
 from common.synthetic import make_domain
 from common.verification import verify
-from server.app import plan_from_run_config
+from server.options import plan_from_run_config
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent

@@ -15,9 +15,11 @@ from common.plan import EvaluationPlan, RunPlan
 from common.recommender import is_text
 from common.signing import SigningKey
 from common.wire import Tensors
-from server.app import build, find_members, initial_adapter, plan_from_run_config
-from server.exchange import Member
+from server.admission import Member
+from server.app import build, initial_adapter
 from server.heads import HeadBook
+from server.membership import find_members
+from server.options import plan_from_run_config
 from simulations.grid import InProcessGrid
 from simulations.ledgers import MemoryLedgers
 from simulations.sites import MemorySites
@@ -43,8 +45,8 @@ def context_of(**config: object) -> Context:
     )
 
 
-def members_of(records: list[SiteRecords], **config: object) -> dict[int, Member]:
-    return find_members(grid_of(records), run_plan(), {"south": 2.5}, context_of(**config))
+def members_of(records: list[SiteRecords], *, sites: int = 1) -> dict[int, Member]:
+    return find_members(grid_of(records), run_plan(), {"south": 2.5}, sites=sites)
 
 
 def test_members_are_known_by_what_they_say_and_weighed_by_contract() -> None:
@@ -67,7 +69,7 @@ def test_two_catalogs_in_one_domain_are_refused() -> None:
 def test_fewer_sites_than_the_contract_asks_for_are_refused() -> None:
     plan = run_plan(federation={"round_timeout": 0.2})
     with pytest.raises(ConfigError, match="at least 3 sites, got 2"):
-        find_members(grid_of(CARE), plan, {}, context_of(sites=3))
+        find_members(grid_of(CARE), plan, {}, sites=3)
 
 
 def test_the_first_adapter_is_zero_and_holds_each_domains_own_tensors() -> None:

@@ -87,7 +87,7 @@ def test_a_site_that_refuses_does_not_end_the_run_and_does_not_count() -> None:
 
 def test_a_consortium_in_which_everybody_refuses_ends_with_one_line() -> None:
     strict = tuple(dataclasses.replace(s, caps=SiteCaps(noise_multiplier=50.0)) for s in SITES)
-    with pytest.raises(RefusedError, match="Expected an answer") as error:
+    with pytest.raises(RefusedError, match="Expected answers of 2 sites") as error:
         run(run_plan(), strict)
     assert "\n" not in str(error.value)
 

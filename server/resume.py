@@ -1,0 +1,134 @@
+"""What `confed server` and `confed adapter` do and print."""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from common.errors import ConfigError
+from common.plan import plan_from_json
+from server.checkpoint import Checkpoint, Checkpoints
+
+DERIVED = {"domains"}
+"""Keys that the server fills in by itself."""
+
+
+def newest(state: Path) -> Checkpoint:
+    """The last whole round in a server's folder.
+
+    Raises:
+        ConfigError: there is none.
+        ModelError: all are damaged.
+    """
+    found = Checkpoints(state / "checkpoints").newest()
+    if found is None:
+        raise ConfigError(
+            f"Expected a committed round in {state / 'checkpoints'}, found none; start the run "
+            f"with --run-config 'state=\"{state}\"'."
+        )
+    return found
+
+
+def resume_run(state: Path, superlink: str, *, app: Path, run_config: str, dry_run: bool) -> int:
+    """Start the run again through Flower; the answer is Flower's exit status.
+
+    Raises:
+        ConfigError: nothing to resume, it is finished, or Flower is not installed.
+    """
+    found = newest(state)
+    rounds = plan_from_json(found.plan).federation.rounds
+    if found.round >= rounds:
+        raise ConfigError(f"Expected rounds to be left, round {found.round} was the last.")
+    config = {**flat(found.plan), "state": str(state.resolve()), "resume": True}
+    # Sites of the checkpoint are waited for: a round asked of fewer would be another round.
+    config["sites"] = len(found.facts["members"])
+    words = " ".join(f"{key}={_toml(value)}" for key, value in sorted(config.items()))
+    command = ["flwr", "run", str(app), *([superlink] if superlink else []), "--stream"]
+    command += ["--run-config", f"{words} {run_config}".strip()]
+    click.echo(f"resuming run {found.run} after round {found.round} of {rounds}")
+    if dry_run:
+        click.echo(" ".join(repr(word) if " " in word else word for word in command))
+        return 0
+    if shutil.which("flwr") is None:
+        raise ConfigError("Expected Flower's command flwr on the path; install confed[server].")
+    return subprocess.run(command, check=False).returncode
+
+
+def flat(plan: str) -> dict[str, Any]:
+    """A plan as a flat run configuration, without what is None or filled in by the server."""
+    found: dict[str, Any] = {}
+    for key, value in json.loads(plan).items():
+        if not isinstance(value, dict):
+            found[key] = value
+            continue
+        for name, inner in value.items():
+            if inner is not None and name not in DERIVED:
+                found[f"{key}.{name.replace('_', '-')}"] = inner
+    return found
+
+
+def _toml(value: object) -> str:
+    return json.dumps(value)
+
+
+def show_status(state: Path, *, as_json: bool) -> None:
+    """Print the last committed round.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    found = newest(state)
+    plan = plan_from_json(found.plan)
+    facts = {
+        "run": found.run,
+        "round": found.round,
+        "rounds": plan.federation.rounds,
+        "members": found.facts["members"],
+        "offences": found.facts["offences"],
+    }
+    if as_json:
+        click.echo(json.dumps(facts))
+        return
+    console = _console()
+    console.print(
+        f"run {found.run}: round {found.round} of {plan.federation.rounds} committed",
+        highlight=False,
+    )
+    table = Table(box=None, header_style="", pad_edge=False)
+    for name in ("site", "domain", "weight", "offences"):
+        table.add_column(name, justify="left" if name in {"site", "domain"} else "right")
+    for member in facts["members"]:
+        offences = facts["offences"].get(member["site"], 0)
+        table.add_row(member["site"], member["domain"], f"{member['weight']:g}", str(offences))
+    console.print(table)
+
+
+def show_release(told: Mapping[str, Any], *, believed: bool) -> None:
+    """Print a release that was checked."""
+    console = _console()
+    console.print(f"adapter   {told['adapter_sha256'][:16]}… as released", highlight=False)
+    said = "believed, no --public-key given" if believed else "the given one"
+    console.print(f"server    {told['server_key']} ({said})", highlight=False)
+    console.print(
+        f"rounds    {told['rounds']}, released after round {told['released_round']}, "
+        f"{told['aggregation']}; {told['ended']}",
+        highlight=False,
+    )
+    table = Table(box=None, header_style="", pad_edge=False)
+    for name in ("site", "domain", "epsilon", "delta"):
+        table.add_column(name, justify="left" if name in {"site", "domain"} else "right")
+    for site in told["sites"]:
+        spent = "no claim" if site["epsilon"] is None else f"{site['epsilon']:.4f}"
+        delta = "" if site["delta"] is None else f"{site['delta']:g}"
+        table.add_row(site["site"], site["domain"], spent, delta)
+    console.print(table)
+
+
+def _console() -> Console:
+    return Console(width=min(80, Console().width))
