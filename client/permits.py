@@ -51,11 +51,11 @@ class Permits(Protocol):
         """The lines from `seq` + 1 on."""
 
 
-PermitSource = Callable[[SiteRecords, RunPlan], Permits]
-"""From a site and the plan of a run to the ledger that pays for it."""
+PermitSource = Callable[[SiteRecords, RunPlan, str], Permits]
+"""From a site and the plan and the name of a run to the ledger that pays for it."""
 
 
-def deployed_permits(records: SiteRecords, _plan: RunPlan) -> Ledger:
+def deployed_permits(records: SiteRecords, _plan: RunPlan, run: str) -> Ledger:
     """The ledger that the node's configuration names; there is no training without one.
 
     Raises:
@@ -63,6 +63,10 @@ def deployed_permits(records: SiteRecords, _plan: RunPlan) -> Ledger:
     """
     if records.ledger is None:
         raise ConfigError("Expected ledger in node_config, the folder of the site's ledger.")
-    if records.made_up and not has_ledger(records.ledger):
-        return start_ledger(records.ledger, site=records.name, caps=records.caps)
+    if records.made_up:
+        # Made-up people have no budget to keep from run to run.
+        folder = records.ledger / run / records.name
+        if not has_ledger(folder):
+            return start_ledger(folder, site=records.name, caps=records.caps)
+        return open_ledger(folder, site=records.name)
     return open_ledger(records.ledger, site=records.name)

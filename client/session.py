@@ -320,7 +320,7 @@ def session_for(
                 order.plan,
                 backbone=backbone_for(order.plan.recommender),
                 store=store,
-                permits=permits(records, order.plan),
+                permits=permits(records, order.plan, order.run),
             )
         if (_SESSIONS[key].run, _SESSIONS[key].plan) != (order.run, order.plan):
             raise PrivacyRefused("Expected the plan of the run's first message, got another.")

@@ -35,7 +35,7 @@ class SiteRecords:
         declared_subjects: public figure of the contract, the denominator of the mean.
         caps: of the site's owner.
         ledger: folder of the site's ledger and opt-outs; None where a simulation keeps them.
-        made_up: whether the records are synthetic; their ledger is begun at the first message.
+        made_up: whether the records are synthetic; each run then begins a ledger of its own.
     """
 
     name: str
@@ -108,8 +108,7 @@ def open_configured_site(context: Context) -> SiteRecords:
     if "data" in config:
         return _deployed(config)
     if "partition-id" in config:
-        root = state_folder() / "simulated" / str(context.run_id)
-        return _synthetic(int(config["partition-id"]), int(config["num-partitions"]), root)
+        return _synthetic(int(config["partition-id"]), int(config["num-partitions"]))
     raise ConfigError(
         "Expected node_config with data, site, domain and declared-subjects, got none of them."
     )
@@ -145,20 +144,19 @@ def state_folder() -> Path:
     return Path(home) / "confed"
 
 
-def _synthetic(partition: int, partitions: int, ledgers: Path) -> SiteRecords:
+def _synthetic(partition: int, partitions: int) -> SiteRecords:
     from common.synthetic import make_site  # noqa: PLC0415
 
     half = max(partitions // 2, 1)
     domain: Literal["care", "bank"] = "care" if partition < half else "bank"
     number = partition if partition < half else partition - half
     catalog, interactions = make_site(domain, site=number, subjects=600, seed=1)
-    name = f"{domain}-{number + 1}"
     return SiteRecords(
-        name=name,
+        name=f"{domain}-{number + 1}",
         domain=domain,
         catalog=catalog,
         interactions=interactions,
         declared_subjects=declared(len(interactions)),
-        ledger=ledgers / name,
+        ledger=state_folder() / "simulated",
         made_up=True,
     )

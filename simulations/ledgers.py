@@ -84,7 +84,7 @@ def cost_of(plan: RunPlan) -> float:
 class MemoryLedgers:
     """A new ledger in memory for each site of each run; nothing is left of it."""
 
-    def __call__(self, records: SiteRecords, plan: RunPlan) -> Permits:
+    def __call__(self, records: SiteRecords, plan: RunPlan, run: str = "") -> Permits:
         """As PermitSource."""
         if not plan.privacy.private:
             return NoLedger(plan)
@@ -103,7 +103,7 @@ class FolderLedgers:
 
     root: Path
 
-    def __call__(self, records: SiteRecords, plan: RunPlan) -> Permits:
+    def __call__(self, records: SiteRecords, plan: RunPlan, run: str = "") -> Permits:
         """As PermitSource."""
         if not plan.privacy.private:
             return NoLedger(plan)

@@ -37,13 +37,14 @@ def session_of(
         plan,
         backbone=backbone_of("bert"),
         store=STORE,
-        permits=(permits or MemoryLedgers())(records, plan),
+        permits=(permits or MemoryLedgers())(records, plan, "run"),
     )
 
 
 def opened(run: int, name: str, plan: RunPlan, open_site: Callable[[], SiteRecords]) -> Session:
     permits = MemoryLedgers()
-    return session_for(run, name, plan, open_site=open_site, store=STORE, permits=permits)
+    order = Order(round=1, plan=plan)
+    return session_for(run, name, order, open_site=open_site, store=STORE, permits=permits)
 
 
 def adapter_of(plan: RunPlan) -> Tensors:
@@ -115,7 +116,7 @@ class Broken(SecureRandomness):
 def test_a_round_that_failed_halfway_stays_paid_for_and_its_second_draw_is_paid_again() -> None:
     permits = MemoryLedgers()(site_of(), run_plan())
     assert isinstance(permits, Ledger)
-    session = session_of(run_plan(), permits=lambda _records, _plan: permits)
+    session = session_of(run_plan(), permits=lambda _records, _plan, _run: permits)
     order, adapter = Order(round=1, plan=session.plan), adapter_of(session.plan)
     with pytest.raises(RuntimeError):
         session.train(order, adapter, lambda _site, _round: Broken())
