@@ -145,14 +145,24 @@ class HeadBook:
         path = folder / RECEIPTS_NAME
         if not path.is_file():
             return
-        told = json.loads(path.read_bytes())
-        self.receipts = tuple(receipt_from_plain(values) for values in told["receipts"])
-        for receipt in self.receipts:
-            lines = (folder / f"{receipt.site}.jsonl").read_bytes().splitlines()
-            known = _Known(state=_replayed(lines), lines=lines)
-            if known.seq < receipt.seq or known.state.heads[receipt.seq] != receipt.head:
-                raise SecurityRefused(f"Expected the lines of {receipt.site} in {folder} whole.")
-            self._known[receipt.site] = known
+        try:
+            told = json.loads(path.read_bytes())
+            self.receipts = tuple(receipt_from_plain(values) for values in told["receipts"])
+            for receipt in self.receipts:
+                self._known[receipt.site] = _whole(folder / f"{receipt.site}.jsonl", receipt)
+        except (OSError, ValueError, TypeError, KeyError, SecurityRefused) as error:
+            raise SecurityRefused(
+                f"Expected receipts and the lines that they are for in {folder}, got others; "
+                "bring the server's newest copy back."
+            ) from error
+
+
+def _whole(path: Path, receipt: Receipt) -> _Known:
+    lines = path.read_bytes().splitlines()
+    known = _Known(state=_replayed(lines), lines=lines)
+    if known.seq < receipt.seq or known.state.heads[receipt.seq] != receipt.head:
+        raise SecurityRefused("the lines are older than the receipt, or others")
+    return known
 
 
 def _replayed(lines: list[bytes]) -> State:
