@@ -8,7 +8,7 @@ own: nothing makes them protect anybody.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Final
+from typing import Final, cast
 
 import numpy as np
 from flwr.app import ArrayRecord, MetricRecord, RecordDict
@@ -322,7 +322,7 @@ def appended(records: Interactions, items: Sequence[int]) -> Interactions:
     last = records.times.max(initial=0)
     best = records.values.max(initial=1)
     later = np.tile(last + 1 + np.arange(extra), n)
-    times: Times = np.insert(records.times, places, later).astype(records.times.dtype)
+    times = cast(Times, np.insert(records.times, places, later).astype(records.times.dtype))
     return replace(
         records,
         offsets=records.offsets + extra * np.arange(n + 1),

@@ -7,6 +7,24 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
+ATTACK_NAMES = (
+    "sign-flip",
+    "sign-flip-x10",
+    "gaussian",
+    "alie",
+    "alie-inverse",
+    "ipm",
+    "label-flip",
+    "backdoor",
+    "nan",
+    "huge",
+    "weight-lie",
+    "wrong-shape",
+    "extra-key",
+    "replay",
+)
+FAULT_NAMES = ("drop-out", "straggler", "crash")
+
 
 def _scenarios(_ctx: click.Context, _param: click.Parameter, begun: str) -> list[CompletionItem]:
     """Packaged scenarios that begin so, or whatever files do."""
@@ -40,11 +58,32 @@ def _scenarios(_ctx: click.Context, _param: click.Parameter, begun: str) -> list
 @click.option("--seed", type=int, help="Repeats a run, noise included: no privacy claim then.")
 @click.option(
     "--baselines",
-    default="all",
-    show_default=True,
     metavar="all|none|LIST",
-    help="Comma-separated: zero_shot, popularity, local, central, central_non_private, sasrec.",
+    help="Comma-separated: zero_shot, popularity, local, central, central_non_private, sasrec. "
+    "[default: all; none with --attack or --fault]",
 )
+@click.option(
+    "--attack",
+    type=click.Choice(ATTACK_NAMES),
+    metavar="NAME",
+    help=f"Also run with hostile sites: {', '.join(ATTACK_NAMES)}.",
+)
+@click.option(
+    "--hostile", metavar="K|SITES", help="How many of the first domain, or which sites [2]."
+)
+@click.option(
+    "--fault",
+    type=click.Choice(FAULT_NAMES),
+    metavar="NAME",
+    help=f"Also run with faulty sites: {', '.join(FAULT_NAMES)}.",
+)
+@click.option("--fault-rate", type=float, help="Share of a site's rounds that are lost [0.2].")
+@click.option(
+    "--partition",
+    type=click.Choice(["hash", "dirichlet", "size", "time"]),
+    help="How subjects are split over the sites of a domain.",
+)
+@click.option("--alpha", type=float, help="Of dirichlet: smaller is more unlike [0.3].")
 @click.option(
     "--log", type=click.Choice(["tensorboard", "mlflow"]), help="Also log through this library."
 )

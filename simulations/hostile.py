@@ -4,6 +4,7 @@ A hostile site is a full member: its own ledger and key, real reservations, a re
 bytes that it sends. So the server finds every signature in order.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from threading import Lock
@@ -85,6 +86,8 @@ class Conspiracy:
         store: of activations.
         permits: where ledgers come from.
         seed: of the attackers' random numbers.
+        sent: answers of the hostile sites.
+        told: what the server said of them, by code, as far as it told.
     """
 
     attack: Attack
@@ -94,6 +97,8 @@ class Conspiracy:
     store: ActivationStore
     permits: PermitSource
     seed: int = 0
+    sent: int = 0
+    told: Counter[int] = field(default_factory=Counter)
     _sessions: dict[str, HostileSession] = field(default_factory=dict)
     _tampers: dict[str, Callable[[RecordDict], RecordDict]] = field(default_factory=dict)
     _lock: Lock = field(default_factory=Lock)
@@ -151,6 +156,8 @@ class Conspiracy:
         with self._lock:
             default = Replay() if self.attack.replays else self.attack.tamper
             tamper = self._tampers.setdefault(site.name, default)
+            self.sent += 1
+            self.told[order.last] += 1
         return tamper(content)
 
     def _session(self, site: SiteRecords, order: Order) -> HostileSession:
@@ -161,7 +168,7 @@ class Conspiracy:
 
     def _opened(self, site: SiteRecords, run: str, plan: RunPlan) -> HostileSession:
         number = [s.name for s in self.sites].index(site.name)
-        permits: Permits = self.permits(site, plan)
+        permits: Permits = self.permits(site, plan, run)
         return HostileSession(
             run,
             self.attack.records(site, self.trap(site.domain)),

@@ -1,4 +1,4 @@
-"""The four pictures of a run, each a function from a `RunResult` to a matplotlib `Figure`.
+"""The pictures of a run, each a function from a `RunResult` to a matplotlib `Figure`.
 
 Names of sites and domains come from data: they are cleaned and never read as mathematical
 markup.
@@ -20,6 +20,7 @@ from matplotlib.ticker import MaxNLocator
 
 from common.durable import write_atomic
 from simulations.canvas import INK, MUTED, PAGE, PALETTE, RULE, panels, style, value_at
+from simulations.damage_table import plot_damage
 from simulations.results import (
     LABELS,
     RunResult,
@@ -336,6 +337,12 @@ PLOTS: Final = (
         title="Quality and privacy spent, round by round",
         draw=plot_rounds,
         has_data=lambda result: any(point.ndcg for point in result.curve),
+    ),
+    Plot(
+        name="damage",
+        title="What hostile or faulty sites did",
+        draw=plot_damage,
+        has_data=lambda result: result.damage is not None,
     ),
 )
 

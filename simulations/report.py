@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from common.durable import write_atomic
 from simulations.canvas import PAGE, PHONE, to_svg
+from simulations.damage_table import damage_rows, headings, title
 from simulations.plots import PLOTS, save_plots
 from simulations.results import (
     LABELS,
@@ -55,6 +56,10 @@ CAPTIONS: Final = {
         "Every round improves the model and costs some privacy; the upper axis says how much has "
         "been spent by then. Dashed lines are methods that do not change by round."
     ),
+    "damage": (
+        "The same run with the same noise, undisturbed and disturbed. Where the lines lie "
+        "together, the rule by which the server joins updates bore it."
+    ),
 }
 ACCOUNTANTS: Final = {
     "pld": "privacy loss distribution (dp-accounting)",
@@ -77,6 +82,16 @@ class Picture:
     caption: str
     wide: Markup
     narrow: Markup
+
+
+@dataclass(frozen=True, kw_only=True)
+class DamageTable:
+    """What hostile or faulty sites did, as the page shows it."""
+
+    title: str
+    headings: list[str]
+    rows: list[tuple[str, list[str]]]
+    ended: list[str]
 
 
 def render_report(result: RunResult, *, files: tuple[str, ...] = ()) -> str:
@@ -114,6 +129,19 @@ def render_report(result: RunResult, *, files: tuple[str, ...] = ()) -> str:
         files=[(name, FILES.get(name, "")) for name in files],
         gain=gain,
         score=score,
+        damage=damage_of(result),
+    )
+
+
+def damage_of(result: RunResult) -> DamageTable | None:
+    """Return the table of a disturbed run, or None where nothing disturbed it."""
+    if result.damage is None:
+        return None
+    return DamageTable(
+        title=title(result.damage),
+        headings=[h.replace("\n", " ") for h in headings(result.damage)],
+        rows=damage_rows(result.damage),
+        ended=[o.ended for o in result.damage.outcomes if o.ended],
     )
 
 

@@ -10,7 +10,7 @@ import json
 import math
 import unicodedata
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from numbers import Integral
 from pathlib import Path
 from typing import Any, Final
@@ -101,6 +101,56 @@ class Point:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """One federation of a comparison: undisturbed, or with hostile or faulty sites.
+
+    Attributes:
+        name: What it is, as tables head it.
+        rule: Aggregation rule of the plan.
+        ndcg: Domain -> NDCG@10 over all of its test subjects.
+        lost: Domain -> share of the undisturbed NDCG@10 that is gone; negative where it rose.
+        curve: Round -> domain -> NDCG@10 on the curve's subjects.
+        backdoor: Share of test subjects with the trigger for whom the target stands first.
+        answers: Answers that the disturbed sites sent, or rounds that faulty sites lost.
+        refused: What the server said of them, code name -> times, as far as it told.
+        ended: Why the run stopped early; empty where it did not.
+    """
+
+    name: str
+    rule: str
+    ndcg: dict[str, float]
+    lost: dict[str, float] = field(default_factory=dict)
+    curve: dict[int, dict[str, float]] = field(default_factory=dict)
+    backdoor: float | None = None
+    answers: int = 0
+    refused: dict[str, int] = field(default_factory=dict)
+    ended: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Damage:
+    """What a disturbance did, beside the undisturbed run with the same noise.
+
+    Attributes:
+        kind: "attack" or "fault".
+        name: Of the attack or fault.
+        says: What it does, in words.
+        sites: Names of the disturbed sites; empty where any may be.
+        of: Number of all sites.
+        rate: Share of rounds that a fault takes; 0 for an attack.
+        outcomes: The undisturbed run first.
+    """
+
+    kind: str
+    name: str
+    says: str
+    sites: tuple[str, ...]
+    of: int
+    rate: float
+    outcomes: tuple[Outcome, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunResult:
     """Everything that one run found.
 
@@ -124,6 +174,8 @@ class RunResult:
             `consortium`: epsilon of a subject at one site; `consortium_overlap`: of a
             subject at `overlap_sites` sites. Any other key is shown as it is.
         intervals: Domain -> 95% interval of NDCG@10, federated minus site alone.
+        damage: What hostile or faulty sites did to the same run, as `simulations.damage` measured
+            it; None where nothing disturbed it.
     """
 
     scenario: str
@@ -141,6 +193,7 @@ class RunResult:
     settings: dict[str, str] = field(default_factory=dict)
     accounting: dict[str, float | str] = field(default_factory=dict)
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    damage: Damage | None = None
 
 
 def score(metrics: Mapping[str, Metrics], method: str, metric: str = HEADLINE) -> float | None:
@@ -256,6 +309,8 @@ def to_summary(result: RunResult) -> dict[str, Any]:
         "accounting": result.accounting,
         "settings": result.settings,
     }
+    if result.damage is not None:
+        summary[result.damage.kind] = asdict(result.damage)
     plain: dict[str, Any] = _plain(summary)
     return plain
 

@@ -20,6 +20,8 @@ from common.textpath import Progress as Advance
 from common.textpath import default_cache
 from simulations.baselines import parse_baselines
 from simulations.checks import check_model, check_out, check_plan, check_ratings, check_sites
+from simulations.damage import Attacked, Disturbance, Struck, hostile_sites, measure
+from simulations.damage_table import renderables
 from simulations.preload import PreloadedStore
 from simulations.results import RunResult
 from simulations.scenario import (
@@ -61,12 +63,16 @@ def run_command(scenario: str | None, **options: Any) -> None:
     if data is not None and not data.is_dir():
         raise ConfigError(f"Expected a folder at --data, found none at {data}.")
     name, loaded = load_scenario(scenario, data)
+    changed_scenario = _with_options(loaded, options)
+    disturbed = _is_disturbed(options)
+    seed = options["seed"]
     request = Request(
         name=name,
-        scenario=_with_options(loaded, options),
+        scenario=changed_scenario,
         engine=options["engine"],
-        noise_seed=options["seed"],
-        baselines=parse_baselines(options["baselines"]),
+        # Runs that are compared draw the same noise: a difference is then the disturbance's.
+        noise_seed=changed_scenario.seed if disturbed and seed is None else seed,
+        baselines=parse_baselines(options["baselines"] or ("none" if disturbed else "all")),
         command=_command(scenario, options),
     )
     out = options["out"] or Path("results") / name
@@ -82,6 +88,9 @@ def run_command(scenario: str | None, **options: Any) -> None:
             f"Expected to write into {out}, got '{error.strerror}'; give another --out."
         ) from error
     print_results(result, Console(width=_width()))
+    if result.damage is not None:
+        for part in renderables(result.damage):
+            Console(width=_width()).print(part, highlight=False)
     Console(width=_width()).print(f"Report: {out / 'report.html'}", highlight=False)
 
 
@@ -111,12 +120,45 @@ def _run(request: Request, consortium: Consortium, out: Path, options: dict[str,
             simulation = Simulation(
                 request, consortium, store, _Bars(progress), on_point=tracker.point
             )
+            disturbance = _disturbance(options, simulation)
             result = simulation.run()
+            if disturbance is not None:
+                result = replace(result, damage=measure(simulation, disturbance))
         tracker.settings(result.settings)
         tracker.result(result)
     for domain, words in consortium.dropped.items():
         console.print(f"{domain}: {words}.", style="dim", highlight=False)
     return result
+
+
+def _is_disturbed(options: dict[str, Any]) -> bool:
+    """Whether a disturbance is asked for.
+
+    Raises:
+        ConfigError: two of them, an option of one that is not asked for, or on another engine.
+    """
+    attack, fault = options["attack"], options["fault"]
+    if attack and fault:
+        raise ConfigError("Expected --attack or --fault, got both; run them one after the other.")
+    for option, of, chosen in (("hostile", "attack", attack), ("fault_rate", "fault", fault)):
+        if options[option] is not None and not chosen:
+            raise ConfigError(f"Expected --{of} with --{option.replace('_', '-')}, got none.")
+    if (attack or fault) and options["engine"] != "in-process":
+        raise ConfigError(
+            f"Expected --engine in-process with --attack or --fault, got {options['engine']}."
+        )
+    return bool(attack or fault)
+
+
+def _disturbance(options: dict[str, Any], simulation: Simulation) -> Disturbance | None:
+    seed = simulation.plan.seed
+    if options["attack"]:
+        sites = hostile_sites(options["hostile"] or "2", simulation.consortium)
+        return Attacked(name=options["attack"], sites=sites, seed=seed)
+    if options["fault"]:
+        rate = 0.2 if options["fault_rate"] is None else options["fault_rate"]
+        return Struck(name=options["fault"], rate=rate, seed=seed)
+    return None
 
 
 @contextmanager
@@ -152,7 +194,8 @@ def _with_options(scenario: Scenario, options: dict[str, Any]) -> Scenario:
         changes["federation"] = {"rounds": options["rounds"]}
     if options["epsilon"] is not None:
         changes["privacy"] = {"epsilon": options["epsilon"], "noise_multiplier": None}
-    if options["sites"] is not None or options["site_column"] is not None:
+    per_domain = ("sites", "site_column", "partition", "alpha")
+    if any(options[name] is not None for name in per_domain):
         changes["domains"] = [_domain(d, options).model_dump() for d in scenario.domains]
     return changed(scenario, changes) if changes else scenario
 
@@ -163,6 +206,7 @@ def _domain(domain: DomainPlan, options: dict[str, Any]) -> DomainPlan:
         update |= {"sites": options["sites"], "at_most": False}
     if options["site_column"] is not None:
         update["column"] = options["site_column"]
+    update |= {k: options[k] for k in ("partition", "alpha") if options[k] is not None}
     return domain.model_copy(update=update)
 
 
@@ -170,7 +214,7 @@ def _command(scenario: str | None, options: dict[str, Any]) -> str:
     """The command line that repeats this run."""
     words = ["confed", "simulate", *([scenario] if scenario else [])]
     for key, value in options.items():
-        default = {"engine": "in-process", "baselines": "all"}.get(key)
+        default = {"engine": "in-process", "baselines": None}.get(key)
         if value is None or value is False or value == default or key in {"out", "log"}:
             continue
         words += [f"--{key.replace('_', '-')}", *([] if value is True else [str(value)])]

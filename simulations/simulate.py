@@ -6,7 +6,7 @@
 import resource
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from common.textpath import Progress
 from common.windows import history_texts, query_windows, training_windows
 from common.wire import Tensors
 from simulations.baselines import Baselines
-from simulations.engines import Job, make_engine
+from simulations.engines import Disturb, Job, OnRound, make_engine
 from simulations.evaluation import Examiner, make_examiner, questions
 from simulations.grades import Grades
 from simulations.preload import PreloadedStore
@@ -86,6 +86,7 @@ class Simulation:
         self.domains = list(self.consortium.catalogs)
         self.examiners: dict[str, Examiner] = {}
         self.curve: list[Point] = []
+        self.released: Tensors = {}
 
     def run(self) -> RunResult:
         """Do everything.
@@ -96,9 +97,9 @@ class Simulation:
         torch.set_num_threads(1)  # one thread a site, sites side by side: the same on any engine
         noise = {name: self._noise(name) for name in self.consortium.names}
         self.prepare()
-        released = self._federate()
+        self.released = self._federate()
         grades = Grades(self.examiners)
-        grades.adapter("federated", released)
+        grades.adapter("federated", self.released)
         Baselines(
             plan=self.plan,
             consortium=self.consortium,
@@ -141,25 +142,45 @@ class Simulation:
     # (3) the federation
 
     def _federate(self) -> Tensors:
-        rounds = self.plan.federation.rounds
-        advance = self.meter.start("federation, rounds", rounds)
-        marks = set(np.linspace(0, rounds, min(CURVE_POINTS, rounds) + 1).astype(int).tolist())
+        watch = self._watched("federation, rounds", self._mark)
+        return make_engine(self.request.engine).run(
+            replace(self._job(watch), ledgers=self.request.ledgers)
+        )
 
-        def watch(number: int, released: Tensors) -> None:
-            if number in marks:
-                self._mark(number, released)
-            if number:
-                advance(1)
+    def disturbed(self, name: str, plan: RunPlan, disturb: Disturb, on_mark: OnRound) -> Tensors:
+        """The same federation once more, with hostile or faulty sites; its ledgers are not kept.
 
-        job = Job(
+        Args:
+            name: of the progress bar.
+            plan: of the run.
+            disturb: makes sites hostile or faulty.
+            on_mark: told the adapter at the rounds of the curve.
+        """
+        job = self._job(self._watched(name, on_mark))
+        return make_engine(self.request.engine).run(replace(job, plan=plan, disturb=disturb))
+
+    def _job(self, watch: OnRound) -> Job:
+        return Job(
             plan=self.plan,
             sites=[self.consortium.records(name) for name in self.consortium.names],
             noise_seed=self.request.noise_seed,
             store=self.store,
             on_round=watch,
-            ledgers=self.request.ledgers,
         )
-        return make_engine(self.request.engine).run(job)
+
+    def _watched(self, name: str, on_mark: OnRound) -> OnRound:
+        """Moves a bar by round and passes on the rounds of the curve."""
+        rounds = self.plan.federation.rounds
+        advance = self.meter.start(name, rounds)
+        marks = set(np.linspace(0, rounds, min(CURVE_POINTS, rounds) + 1).astype(int).tolist())
+
+        def watch(number: int, released: Tensors) -> None:
+            if number in marks:
+                on_mark(number, released)
+            if number:
+                advance(1)
+
+        return watch
 
     def _mark(self, number: int, released: Tensors) -> None:
         ndcg = {d: e.quick_ndcg(released) for d, e in self.examiners.items()}
