@@ -4,8 +4,12 @@ Sensitive: the list and its salt, files of the site alone. Public: the commitmen
 the list changed and neither who left nor how many.
 """
 
+import fcntl
 import hashlib
+import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -44,19 +48,26 @@ NOBODY: Final = OptOuts(subjects=frozenset(), commitment=NO_HASH)
 
 
 def read_opt_outs(folder: Path) -> OptOuts:
-    """The list in a ledger's folder; nobody where there is none.
+    """The list in a ledger's folder; nobody where there never was one.
 
     Raises:
-        ConfigError: the list cannot be read; training without it would be wrong.
+        ConfigError: the list or its salt is gone or cannot be read; training would be wrong.
     """
+    path = folder / LIST_NAME
     try:
-        text = (folder / LIST_NAME).read_text(encoding="utf-8")
-        salt = (folder / SALT_NAME).read_bytes()
-    except FileNotFoundError:
-        return NOBODY
+        written, salt = _read(path), _read(folder / SALT_NAME)
+        text = "" if written is None else written.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError):
-        raise ConfigError(f"Expected {folder / LIST_NAME} to be readable UTF-8 text.") from None
+        raise ConfigError(f"Expected {path} to be readable UTF-8 text.") from None
     subjects = frozenset(line.strip() for line in text.splitlines() if line.strip())
+    if salt is None and not subjects:
+        return NOBODY
+    if salt is None or written is None:
+        missing = LIST_NAME if written is None else SALT_NAME
+        raise ConfigError(
+            f"Expected {LIST_NAME} and {SALT_NAME} in {folder}, {missing} is missing; bring it "
+            "back, or add every subject by `confed site opt-out`."
+        )
     body = "\n".join(sorted(subjects)).encode()
     return OptOuts(subjects=subjects, commitment=hashlib.sha256(salt + body).hexdigest())
 
@@ -72,11 +83,32 @@ def add_opt_out(folder: Path, subject: str) -> OptOuts:
     if not 0 < len(subject) <= LIMITS.id_characters or not subject.isprintable():
         raise DataError(f"Expected one subject id of 1 to {LIMITS.id_characters} characters.")
     try:
-        if not (folder / SALT_NAME).exists():
-            write_atomic(folder / SALT_NAME, secrets.token_bytes(32), mode=0o600)
-        known = read_opt_outs(folder).subjects
-        text = "".join(f"{one}\n" for one in sorted(known | {subject}))
-        write_atomic(folder / LIST_NAME, text.encode(), mode=0o600)
+        with _alone(folder):
+            if not (folder / LIST_NAME).exists() and not (folder / SALT_NAME).exists():
+                write_atomic(folder / LIST_NAME, b"", mode=0o600)
+            if not (folder / SALT_NAME).exists():
+                write_atomic(folder / SALT_NAME, secrets.token_bytes(32), mode=0o600)
+            known = read_opt_outs(folder).subjects
+            text = "".join(f"{one}\n" for one in sorted(known | {subject}))
+            write_atomic(folder / LIST_NAME, text.encode(), mode=0o600)
+            return read_opt_outs(folder)
     except OSError as error:
         raise ConfigError(f"Expected to write into {folder}, got '{error.strerror}'.") from None
-    return read_opt_outs(folder)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold other writers of the list off: two that read and write at once would lose a subject."""
+    number = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(number)
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
