@@ -125,28 +125,24 @@ def decomposed(factors: Factors) -> tuple[Matrix, Matrix, Matrix]:
 def reduced(factors: Factors, rank: int, *, like: Matrix | None = None) -> Factors:
     """The closest matrix of a rank, as factors of exactly that rank and scale 1.
 
-    Many pairs (b, a) have one product. With `like` the pair is the one whose `a` is `like` turned
-    into the new row space, so that an optimiser's memory of A and B keeps its meaning; directions
-    of `like` that the product does not use are kept, with b = 0 on them. Without it, or where
-    `like` is nearly orthogonal to the new row space, both factors carry the square roots of the
-    singular values.
+    Many pairs (b, a) have one product. With `like` it is the pair that changes `like` least, so
+    that an optimiser's memory of A and B keeps its meaning; directions of `like` that the product
+    does not use stay, with b = 0 on them. Without it, or where `like` is nearly orthogonal to the
+    new row space, both factors carry the square roots of the singular values.
 
     Args:
         factors: any rank.
         rank: of the result.
         like: A to stay close to, shape (rank, d_in).
     """
-    u, s, v = (
-        part[..., :rank] if i < 2 else part[:rank] for i, part in enumerate(decomposed(factors))
-    )
-    if like is None:
-        like = np.zeros((rank, factors.a.shape[1]))
-    turn = like @ v.T
-    if s.size and np.linalg.cond(turn) > _WORST_BASIS:
+    u, s, v = decomposed(factors)
+    u, s, v = u[:, :rank], s[:rank], v[:rank]
+    # v as a mixture of the rows of `like`; b takes the mixture, a the little that it misses.
+    mixed = None if like is None else v @ np.linalg.pinv(like)
+    if like is None or mixed is None or (s.size and np.linalg.cond(mixed) > _WORST_BASIS):
         roots = np.sqrt(s)
         return _filled(Factors(a=roots[:, None] * v, b=u * roots), rank)
-    back = np.linalg.pinv(turn)
-    return Factors(a=turn @ v + (like - turn @ (back @ like)), b=(u * s) @ back)
+    return Factors(a=like + np.linalg.pinv(mixed) @ (v - mixed @ like), b=(u * s) @ mixed)
 
 
 def length(factors: Factors) -> float:
