@@ -18,6 +18,8 @@ MUTED: Final = "#5b6470"
 RULE: Final = "#b9c0c8"
 PALETTE: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b27d00", "#3a9bd6")
 """Okabe and Ito's colours, which people with any colour vision tell apart; the last two darker."""
+LIMIT: Final = "#b3261e"
+"""What must not be passed."""
 PAGE: Final = 8.0
 PHONE: Final = 4.2
 
@@ -77,7 +79,7 @@ def to_svg(figure: Figure, *, themed: bool = True) -> str:
         figure.savefig(text, format="svg", transparent=True, metadata=quiet)
     svg = text.getvalue()
     svg = re.sub(r"<!--.*?-->", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    named = {INK: "ink", MUTED: "muted", RULE: "rule", PALETTE[0]: "blue"}
+    named = {INK: "ink", MUTED: "muted", RULE: "rule", PALETTE[0]: "blue", LIMIT: "bad"}
     for colour, variable in named.items() if themed else ():
         svg = svg.replace(colour, f"var(--{variable})")
     return svg

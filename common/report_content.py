@@ -163,9 +163,12 @@ def software() -> tuple[tuple[str, str], ...]:
     return tuple(found)
 
 
-def verify_command(paths: Sequence[str]) -> str:
+def verify_command(paths: Sequence[str], audit: Audit) -> str:
     """What to type to check the ledgers of this report again."""
-    return shlex.join(["confed", "audit", "verify", *paths])
+    together = audit.together
+    fewer = together is not None and together.sites_per_subject < together.sites
+    options = ["--sites-per-subject", str(together.sites_per_subject)] if together and fewer else []
+    return shlex.join(["confed", "audit", "verify", *paths, *options])
 
 
 def fact_rows(facts: Facts, article: str) -> tuple[tuple[str, str, str], ...]:

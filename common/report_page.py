@@ -125,7 +125,7 @@ def context(sources: Sources, *, paper: bool) -> dict[str, Any]:
         "empirical": sources.empirical,
         "hashes": hash_rows(audit),
         "software": software(),
-        "command": verify_command(sources.paths),
+        "command": verify_command(sources.paths, audit),
         "facts": sources.facts,
         "to_fill": TO_FILL,
         "article_30": fact_rows(sources.facts, "30"),

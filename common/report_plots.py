@@ -14,12 +14,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from common.audit import Audit, SiteAudit
-from common.canvas import INK, MUTED, PAGE, PALETTE, RULE, panels, style, value_at
+from common.canvas import INK, LIMIT, MUTED, PAGE, PALETTE, RULE, panels, style, value_at
 from common.figures import upper
 from common.report_curves import Curve
 
-LIMIT: Final = "#b3261e"
-"""The budget's line: what must not be passed."""
 NAMED: Final = 5
 """Sites whose lines have a colour and a name of their own."""
 BARS: Final = 24

@@ -90,7 +90,7 @@ def test_the_page_says_what_a_report_has_to_say(page: str, several: Sources) -> 
         "plan against actual",
         "answered",
         "refused request writes nothing",
-        "confed audit verify ledgers",
+        "confed audit verify ledgers --sites-per-subject 2",
         "the server, the other sites and the network are not trusted",
         "NIST SP 800-226",
         "not run: run confed audit empirical",
