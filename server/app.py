@@ -54,12 +54,13 @@ def build(
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        asked = plan if plan is not None else plan_from_run_config(context.run_config)  # (1)
         chosen = options if options is not None else options_from_run_config(context.run_config)
-        book = heads if heads is not None else open_heads(chosen.folder)
         resumed = _newest(chosen)
-        members = find_members(grid, asked, weights or {}, sites=chosen.sites)  # (2)
-        agreed = _agreed(asked, members.values(), resumed)
+        agreed = _agreed(plan, context.run_config, resumed)  # (1)
+        book = heads if heads is not None else open_heads(chosen.folder)
+        members = find_members(grid, agreed, weights or {}, sites=chosen.sites)  # (2)
+        if resumed is None:
+            agreed = agreed.with_domains(declared_subjects(members.values()))
         frozen = backbone if backbone is not None else load_backbone(agreed.recommender.backbone)
         initial = initial_adapter(agreed, members.values(), frozen)  # (3)
         run = str(context.run_id) if resumed is None else resumed.run
@@ -74,6 +75,7 @@ def build(
             public=_public(chosen, agreed, frozen),
             on_round=on_round,
             phase=phase,
+            options=vars(chosen),
         )
         if resumed is not None:
             loop.resume(resumed)
@@ -127,21 +129,22 @@ def _newest(options: ServerOptions) -> Checkpoint | None:
     return found
 
 
-def _agreed(plan: RunPlan, members: Iterable[Member], resumed: Checkpoint | None) -> RunPlan:
-    """The plan with the domains of the consortium; a resumed run keeps its own.
+def _agreed(
+    given: RunPlan | None, config: Mapping[str, Any], resumed: Checkpoint | None
+) -> RunPlan:
+    """The plan of the run: given, configured, or that of the checkpoint.
 
     Raises:
-        ConfigError: another plan than the one that the checkpoint was made under.
+        ConfigError: a plan is given and the checkpoint was made under another.
     """
     if resumed is None:
-        return plan.with_domains(declared_subjects(members))
+        return given if given is not None else plan_from_run_config(config)
     before = plan_from_json(resumed.plan)
-    sizes = before.recommender.domains
-    asked = plan.model_copy(
-        update={"recommender": plan.recommender.model_copy(update={"domains": sizes})}
-    )
-    if asked != before:
-        raise ConfigError("Expected the plan of the checkpoint to resume with, got another.")
+    sizes = {"domains": before.recommender.domains}
+    if given is not None:
+        asked = {"recommender": given.recommender.model_copy(update=sizes)}
+        if given.model_copy(update=asked) != before:
+            raise ConfigError("Expected the plan of the checkpoint to resume with, got another.")
     return before
 
 

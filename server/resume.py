@@ -15,9 +15,6 @@ from common.errors import ConfigError
 from common.plan import plan_from_json
 from server.checkpoint import Checkpoint, Checkpoints
 
-DERIVED = {"domains"}
-"""Keys that the server fills in by itself."""
-
 
 def newest(state: Path) -> Checkpoint:
     """The last whole round in a server's folder.
@@ -45,10 +42,15 @@ def resume_run(state: Path, superlink: str, *, app: Path, run_config: str, dry_r
     rounds = plan_from_json(found.plan).federation.rounds
     if found.round >= rounds:
         raise ConfigError(f"Expected rounds to be left, round {found.round} was the last.")
-    config = {**flat(found.plan), "state": str(state.resolve()), "resume": True}
     # Sites of the checkpoint are waited for: a round asked of fewer would be another round.
-    config["sites"] = len(found.facts["members"])
-    words = " ".join(f"{key}={_toml(value)}" for key, value in sorted(config.items()))
+    config = {
+        **found.facts["options"],
+        "state": str(state.resolve()),
+        "resume": True,
+        "sites": len(found.facts["members"]),
+    }
+    named = ((key.replace("_", "-"), json.dumps(config[key])) for key in sorted(config))
+    words = " ".join(f"{key}={value}" for key, value in named)
     command = ["flwr", "run", str(app), *([superlink] if superlink else []), "--stream"]
     command += ["--run-config", f"{words} {run_config}".strip()]
     click.echo(f"resuming run {found.run} after round {found.round} of {rounds}")
@@ -58,23 +60,6 @@ def resume_run(state: Path, superlink: str, *, app: Path, run_config: str, dry_r
     if shutil.which("flwr") is None:
         raise ConfigError("Expected Flower's command flwr on the path; install confed[server].")
     return subprocess.run(command, check=False).returncode
-
-
-def flat(plan: str) -> dict[str, Any]:
-    """A plan as a flat run configuration, without what is None or filled in by the server."""
-    found: dict[str, Any] = {}
-    for key, value in json.loads(plan).items():
-        if not isinstance(value, dict):
-            found[key] = value
-            continue
-        for name, inner in value.items():
-            if inner is not None and name not in DERIVED:
-                found[f"{key}.{name.replace('_', '-')}"] = inner
-    return found
-
-
-def _toml(value: object) -> str:
-    return json.dumps(value)
 
 
 def show_status(state: Path, *, as_json: bool) -> None:

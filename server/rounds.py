@@ -5,7 +5,7 @@ The steps, numbered: (1) configure, (2) collect, (3) admit, (4) aggregate, (5) e
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -47,6 +47,7 @@ class RoundLoop:
         checkpoints: where rounds are committed; None commits nothing.
         public: evaluation on records that the consortium owns; None for none.
         on_round: told the released adapter after round 0, 1, …
+        options: the operator's, kept in checkpoints for whoever resumes.
         phase: told the name of each phase before it begins; faults are injected here.
     """
 
@@ -59,6 +60,7 @@ class RoundLoop:
     public: PublicEvaluation | None = None
     on_round: OnRound | None = None
     phase: Phase = no_phase
+    options: Mapping[str, Any] = field(default_factory=dict)
     done: int = 0
     ended: str = field(default="", init=False)
 
@@ -155,6 +157,7 @@ class RoundLoop:
                     "offences": dict(self.strategy.offences),
                     "members": self.membership.facts(),
                     "public": {} if self.public is None else self.public.facts(),
+                    "options": dict(self.options),
                 },
             )
         )
