@@ -17,6 +17,7 @@ from common.recommender import held_by, is_text, read_by
 from common.wire import FIGURES, Order, Said, Tensors, pack_order, to_record, to_tensors
 from server.admission import Gate, Inadmissible, Member
 from server.aggregation import Aggregator, default_rule, make_aggregator
+from server.lora import aggregate_plain_lora
 
 LOG = logging.getLogger("confed.server")
 
@@ -112,6 +113,7 @@ class Exchange(FedAvg):
             QuorumMissed: too few were admitted.
         """
         aggregator, admitted = self._aggregator(server_round), set[str]()
+        factors: dict[str, Tensors] = {}
         for reply in replies:
             member = self.members.get(reply.metadata.src_node_id)
             if member is None or member.identity.site in admitted:
@@ -130,9 +132,25 @@ class Exchange(FedAvg):
             admitted.add(site)
             self.said[site] = Said.ADMITTED
             aggregator.add(site, update, weight=member.weight, variance=self.variance(member))
+            if self._by_products():
+                factors[site] = {n: self._sent[n] + v for n, v in update.items() if is_text(n)}
         self._require_quorum(server_round, admitted)
         self.gate.heads.countersign(run=self.run, number=server_round)
-        return to_record(self._moved(aggregator.result())), None
+        return to_record(self._moved({**aggregator.result(), **self._products(factors)})), None
+
+    def _by_products(self) -> bool:
+        """Whether plain LoRA is aggregated by the products of its factors."""
+        plain = self.plan.recommender.variant == "plain"
+        return plain and self.plan.federation.lora_aggregation == "svd"
+
+    def _products(self, factors: Mapping[str, Tensors]) -> dict[str, NDArray[np.float64]]:
+        """Delta of LoRA's factors to the best ones of rank r for the exact mean of products."""
+        sent = {name: self._sent[name] for name in self._sent if is_text(name)}
+        if not any(factors.values()):
+            return {}
+        weights = {m.identity.site: m.weight for m in self.members.values()}
+        new = aggregate_plain_lora(factors, sent, weights=weights)
+        return {name: value - sent[name] for name, value in new.items()}
 
     def _refuse(self, number: int, site: str, error: Inadmissible) -> None:
         self.said[site] = error.code

@@ -358,3 +358,41 @@ def test_the_announced_power_of_the_noise_is_that_of_the_mean_update() -> None:
     assert power["mixer"] == pytest.approx(np.var((site[0] + 3 * site[1] + site[2]) / 5), rel=0.02)
     assert power["map.care"] == pytest.approx(np.var((site[0] + 3 * site[1]) / 4), rel=0.02)
     assert power["bias.bank"] == pytest.approx(np.var(site[2]), rel=0.02)
+
+
+def test_plain_lora_is_aggregated_by_its_products_where_the_plan_says_so() -> None:
+    plan = run_plan(
+        recommender={"variant": "plain"},
+        privacy={"private": False, "noise_multiplier": None, "max_grad_norm": 1e6},
+        federation={"strategy": "fedavg", "learning_rate": 1.0, "lora_aggregation": "svd",
+                    "averaging": 0.0, "aggregation": "mean"},
+    )  # fmt: skip
+    a, b = "text.layer.lora_A.weight", "text.layer.lora_B.weight"
+    draw = np.random.default_rng(3)
+    initial = {
+        a: draw.standard_normal((2, 7)).astype(np.float32),
+        b: np.zeros((5, 2), np.float32),
+        "map.care": np.zeros((4, 6), np.float32),
+    }
+    care = {n: m for n, m in members_of().items() if m.identity.domain == "care"}
+    strategy = made(plan, care, initial)
+    grid = InProcessGrid(ClientApp(), nodes=2, run_id=5, workers=1)
+    try:
+        asked = orders(strategy, grid, initial)
+    finally:
+        grid.close()
+    changes = [
+        {n: draw.standard_normal(v.shape).astype(np.float32) for n, v in initial.items()}
+        for _ in asked
+    ]
+    replies = [answered(o, 0.0, **c) for o, c in zip(asked, changes, strict=True)]
+    record, _ = strategy.aggregate_train(1, replies)
+    assert record is not None
+    new = to_tensors(record)
+    products = [
+        (initial[b] + c[b]).astype(np.float64) @ (initial[a] + c[a]).astype(np.float64)
+        for c in changes
+    ]
+    left, values, right = np.linalg.svd(np.mean(products, axis=0))
+    wanted = left[:, :2] * values[:2] @ right[:2]
+    np.testing.assert_allclose(new[b].astype(np.float64) @ new[a], wanted, atol=1e-5)
