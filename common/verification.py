@@ -140,9 +140,9 @@ def spent_of(state: State, event: Event) -> Spent:
 
 
 def _spent(state: State, counted: Mapping[Leaf, int]) -> Spent:
-    """Epsilon of counted releases; infinite where no accountant computes with their noise."""
-    event = event_of(counted)
+    """Epsilon of counted releases; infinite where no accountant computes with so many or such."""
     try:
+        event = event_of(counted)
         return spent_of(state, event) if counted else spent(event, delta=state.caps.delta)
     except ConfigError:
         return Spent(
