@@ -256,7 +256,7 @@ def test_plans_that_may_follow_results_are_told_apart_from_those_that_cannot() -
     chosen = Writer().good("genesis", "plan")
     assert not chosen.write("plan", **second)
     assert not chosen.write("reserve", **GOOD["reserve"])
-    assert not chosen.write("release", details={**RELEASE, "reserve": 3}, **ROUND)
+    assert not chosen.write("release", **{**GOOD["release"], "details": {**RELEASE, "reserve": 3}})
     assert not chosen.state.adaptive
     assert not chosen.write("reserve", **{**paid, "details": {**RESERVE, "plan": 2}})
     assert chosen.state.adaptive
