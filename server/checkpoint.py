@@ -69,7 +69,7 @@ class Checkpoints:
         Raises:
             ConfigError: the folder cannot be written to.
         """
-        data = bytes(save({k: np.ascontiguousarray(v) for k, v in checkpoint.arrays.items()}))
+        data = bytes(save({k: np.asarray(v, order="C") for k, v in checkpoint.arrays.items()}))
         stem = f"round-{checkpoint.round:06d}"
         manifest = {
             "format": FORMAT,
