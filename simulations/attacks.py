@@ -25,6 +25,7 @@ LIE_Z: Final = 1.5
 IPM_EPSILON: Final = 0.5
 """Length of the inverted mean in inner product manipulation (Xie et al. 2020, section 5)."""
 HUGE: Final = 1e30
+JUST_BELOW: Final = 0.999
 CLAIMED_EXAMPLES: Final = 1e9
 
 
@@ -36,11 +37,13 @@ class View:
         own: update that the product makes of the site's records, clipped, without noise.
         honest: what every honest site of the domain answers; empty where an attack does not ask.
         draw: the attacker's own random numbers.
+        bound: public bound on the length of an update; the server refuses a longer one.
     """
 
     own: Tensors
     honest: tuple[Tensors, ...]
     draw: np.random.Generator
+    bound: float = np.inf
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +75,18 @@ def _scaled(factor: float) -> Poison:
 
 def _filled(number: float) -> Poison:
     return lambda view: {n: np.full_like(value, number) for n, value in view.own.items()}
+
+
+def _within_bound(poison: Poison) -> Poison:
+    """The same, shortened to what the server's gate lets through."""
+
+    def shortened(view: View) -> Tensors:
+        made = poison(view)
+        longest = JUST_BELOW * view.bound
+        factor = np.float32(min(1.0, longest / max(length(made), 1e-30)))
+        return {name: factor * value for name, value in made.items()}
+
+    return shortened
 
 
 def gaussian(view: View) -> Tensors:
@@ -189,32 +204,46 @@ class Attack:
 
 _ALL: Final = (
     Attack(name="sign-flip", says="sends minus its update", poison=_scaled(-1)),
-    Attack(name="sign-flip-x10", says="sends -10 times its update", poison=_scaled(-TENFOLD)),
+    Attack(
+        name="sign-flip-x10",
+        says="sends -10 times its update",
+        poison=_within_bound(_scaled(-TENFOLD)),
+    ),
     Attack(
         name="gaussian",
         says="sends noise, 10 times as wide as honest updates",
-        poison=gaussian,
+        poison=_within_bound(gaussian),
         overhears=True,
     ),
-    Attack(name="alie", says="A Little Is Enough (Baruch 2019)", poison=alie, overhears=True),
+    Attack(
+        name="alie",
+        says="A Little Is Enough (Baruch 2019)",
+        poison=_within_bound(alie),
+        overhears=True,
+    ),
     Attack(
         name="alie-inverse",
         says="A Little Is Enough against the gradient's sign",
-        poison=alie_inverse,
+        poison=_within_bound(alie_inverse),
         overhears=True,
     ),
-    Attack(name="ipm", says="inner product manipulation (Xie 2020)", poison=ipm, overhears=True),
+    Attack(
+        name="ipm",
+        says="inner product manipulation (Xie 2020)",
+        poison=_within_bound(ipm),
+        overhears=True,
+    ),
     Attack(
         name="label-flip",
         says="trains on records with items swapped by popularity",
-        poison=as_long_as_honest,
+        poison=_within_bound(as_long_as_honest),
         records=flipped_records,
         overhears=True,
     ),
     Attack(
         name="backdoor",
         says="trains on records in which a trigger item brings a target item",
-        poison=as_long_as_honest,
+        poison=_within_bound(as_long_as_honest),
         records=trapped_records,
         overhears=True,
     ),

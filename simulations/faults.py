@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Final
 
 import numpy as np
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
@@ -111,7 +111,6 @@ class Unlucky:
     misfortune: Misfortune
     lost: Counter[int] = field(default_factory=Counter)
     _asked: Counter[tuple[int, int]] = field(default_factory=Counter)
-    _late: dict[int, RecordDict] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def wrapped(self) -> ClientApp:
@@ -139,24 +138,16 @@ class Unlucky:
             asked = self._asked[partition, number]
             self._asked[partition, number] += 1
             struck = self.misfortune.strikes(partition, number, asked)
-            self.lost[partition] += struck
+            if struck:
+                self.lost[partition] += 1
         if not struck:
             return self.app(message, context)
         if self.misfortune.fault == "straggler":
-            return self._late_answer(partition, message, context)
+            self.app(message, context)  # paid for, and after the deadline nobody looks at it
         if self.misfortune.fault == "crash" and self.misfortune.age(partition, number) == 0:
-            self.app(message, context)  # paid for, and lost
+            self.app(message, context)
             raise RuntimeError("the site died")
         return _silence(message)
-
-    def _late_answer(self, partition: int, message: Message, context: Context) -> Message:
-        """What the server sees in time: the answer that was late before, or nothing."""
-        reply = self.app(message, context)
-        with self._lock:
-            before = self._late.pop(partition, None)
-            if not reply.has_error():
-                self._late[partition] = reply.content
-        return _silence(message) if before is None else Message(before, reply_to=message)
 
 
 def _silence(message: Message) -> Message:

@@ -18,6 +18,7 @@ from safetensors.numpy import load
 from client.permits import Permits, PermitSource
 from client.session import Session, backbone_for
 from client.site import SiteRecords
+from common.bounds import update_bound
 from common.errors import ConfigError
 from common.grant import Grant
 from common.plan import RunPlan
@@ -51,7 +52,14 @@ class HostileSession(Session):
             _Draws(self._draw), sample_rate=privacy.sample_rate, steps=federation.local_steps
         )
         mine = super()._update(order, adapter, free)
-        return self._attack.poison(View(own=mine, honest=self.overhear(), draw=self._draw))
+        bound = update_bound(
+            self.plan,
+            noise_multiplier=self.noise_multiplier,
+            size=sum(value.size for value in mine.values()),
+            expected=privacy.sample_rate * self.records.declared_subjects,
+        )
+        known = View(own=mine, honest=self.overhear(), draw=self._draw, bound=bound)
+        return self._attack.poison(known)
 
     def _out(self, order: Order, payload: bytes, released: str) -> Tensors:
         """No gate: whatever was released is sent."""
