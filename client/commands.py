@@ -18,8 +18,8 @@ def site() -> None:
 @click.option("--site", "name", required=True, help="Name of the site in the contract.")
 @click.option("--max-epsilon", type=float, default=10.0, show_default=True, help="Budget.")
 @click.option("--delta", type=float, default=1e-5, show_default=True, help="Of the budget.")
-@click.option("--least-noise", type=float, default=0.3, show_default=True)
-@click.option("--max-clip", type=float, default=10.0, show_default=True)
+@click.option("--least-noise", type=float, default=0.3, show_default=True, help="Multiplier.")
+@click.option("--max-clip", type=float, default=10.0, show_default=True, help="Gradient norm.")
 @click.option("--max-rate", type=float, default=1.0, show_default=True, help="Sample rate.")
 @click.option("--max-rounds", type=int, default=10_000, show_default=True, help="Of one run.")
 def init(folder: Path, **options: float | int | str) -> None:
@@ -33,7 +33,7 @@ def init(folder: Path, **options: float | int | str) -> None:
 @FOLDER
 @JSON
 def budget(folder: Path, *, as_json: bool) -> None:
-    """Show what is spent, what is left, and how many more rounds of each plan fit."""
+    """Show what FOLDER's ledger spent, what is left, and how many more rounds fit."""
     from client.budget import show_budget  # noqa: PLC0415
 
     show_budget(folder, as_json=as_json)
@@ -41,12 +41,14 @@ def budget(folder: Path, *, as_json: bool) -> None:
 
 @site.command()
 @click.argument("folder", required=False, type=click.Path(path_type=Path, file_okay=False))
-@click.option("--rounds", type=int, required=True)
+@click.option("--rounds", type=int, required=True, help="Of the run.")
 @click.option("--local-steps", type=int, default=1, show_default=True, help="DP steps a round.")
-@click.option("--sample-rate", type=float, default=0.25, show_default=True)
+@click.option(
+    "--sample-rate", type=float, default=0.25, show_default=True, help="Of subjects, a step."
+)
 @click.option("--epsilon", type=float, help="Of the whole run; finds the noise.")
 @click.option("--noise-multiplier", type=float, help="Finds the epsilon.")
-@click.option("--delta", type=float, default=1e-5, show_default=True)
+@click.option("--delta", type=float, default=1e-5, show_default=True, help="Of the run.")
 @JSON
 def plan(folder: Path | None, **options: float | int | bool | None) -> None:
     """Say before anything runs what a schedule would cost, and whether FOLDER's budget holds.
@@ -67,7 +69,10 @@ def plan(folder: Path | None, **options: float | int | bool | None) -> None:
     help="Asked for when not given, so that no shell history keeps it.",
 )
 def opt_out(folder: Path, subject: str) -> None:
-    """Leave a subject out of every batch from the next round on; what was spent stays spent."""
+    """Leave a subject of FOLDER's site out of every batch from the next round on.
+
+    What was spent stays spent.
+    """
     from client.budget import leave_out  # noqa: PLC0415
 
     leave_out(folder, subject)
@@ -86,7 +91,7 @@ def rotate_key(folder: Path) -> None:
 @FOLDER
 @click.argument("name")
 def cohort(folder: Path, name: str) -> None:
-    """Open a block NAME of new subjects, none of whom was there before.
+    """Open a block NAME of new subjects in FOLDER's ledger, none of whom was there before.
 
     Their spending starts at zero; every later reservation counts for all blocks.
     """

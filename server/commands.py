@@ -54,7 +54,7 @@ def adapter() -> None:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def verify(path: Path, public_key: Path | None, *, as_json: bool) -> None:
-    """Check an adapter file against the signed release beside it.
+    """Check the adapter file PATH against the signed release beside it.
 
     Exit status: 0 it fits, 2 no adapter or no release, 3 another key, signature or tensors.
     """
