@@ -118,7 +118,7 @@ class Checkpoints:
         if numbers:
             raise ModelError(
                 f"Expected a whole checkpoint in {self.folder}, all {len(numbers)} are damaged; "
-                "start the run anew."
+                "bring a copy back, or start a new run with another state folder."
             )
         return None
 
@@ -131,7 +131,7 @@ class Checkpoints:
             if hashlib.sha256(data).hexdigest() != manifest["sha256"]:
                 raise damaged
             arrays = load(data)
-        except (OSError, ValueError, KeyError, SafetensorError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError):
             raise damaged from None
         return Checkpoint(
             round=int(manifest["round"]),
@@ -154,7 +154,7 @@ def _with_digest(manifest: dict[str, Any]) -> bytes:
 
 def _checked(text: bytes) -> dict[str, Any]:
     told = json.loads(text)
-    if _digest(told["manifest"]) != told["digest"]:
+    if _digest(str(told["manifest"])) != told["digest"]:
         raise ValueError
     manifest: dict[str, Any] = json.loads(told["manifest"])
     if manifest["format"] != FORMAT:
