@@ -13,6 +13,7 @@ from common.objectives import CLICK_THRESHOLD
 from common.plan import RecommenderPlan, RunPlan
 from common.recommender import KINDS, Recommender, trained_parts
 from common.spending import noise_of
+from server.aggregation import require_rule
 from simulations.scenario import Consortium
 
 
@@ -52,7 +53,11 @@ def check_sites(plan: RunPlan, consortium: Consortium, *, central: bool) -> None
 
     Raises:
         PrivacyRefused: delta is 1 / subjects or more.
+        ConfigError: an aggregation rule that needs more sites.
     """
+    if plan.federation.aggregation != "auto":
+        rule, sites = plan.federation.aggregation, len(consortium.names)
+        require_rule(rule, sites=sites, tolerate=plan.federation.tolerate)
     for name in consortium.names:
         noise_of(plan, subjects=len(consortium.splits[name].train))
     if central and plan.privacy.private and plan.privacy.delta * consortium.largest() >= 1:
