@@ -18,8 +18,8 @@ from common.limits import LIMITS
 
 Tensors = Mapping[str, NDArray[np.float32]]
 
-_CHUNK = 16_384
-"""Numbers converted at once; both buffers stay in the processor's cache."""
+_CHUNK = 32_768
+"""Numbers converted at once; the buffer stays in the processor's cache."""
 _SUM_BITS = 62
 """Bits of a running sum, one below what int64 holds."""
 _SITE_BITS = math.ceil(math.log2(LIMITS.sites))
@@ -45,8 +45,13 @@ class RunningMean:
         """
         self._bound = require_bound(bound)
         self._by_variance = by_variance
-        self._grid = math.ceil(math.log2(bound)) + _SITE_BITS - _SUM_BITS
-        self._sums: dict[str, dict[int, NDArray[np.int64]]] = {}
+        # A weighed number is below 2 * bound: its mantissa is in [1, 2), its power waits outside.
+        self._grid = math.ceil(math.log2(bound)) + 1 + _SITE_BITS - _SUM_BITS
+        # A float64 this large has steps of one grid unit: adding it rounds, and the low bits of
+        # the sum are the whole number of units.
+        self._rounder = np.float64(math.ldexp(1.5, 52 + self._grid))
+        self._sums: dict[str, dict[int, NDArray[np.uint64]]] = {}
+        self._counts: dict[tuple[str, int], int] = {}
         self._mass: dict[str, Fraction] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._sites: set[str] = set()
@@ -69,13 +74,15 @@ class RunningMean:
         require_new(site, self._sites)
         require_sound(site, update, self._shapes, self._bound)
         self._sites.add(site)
-        mantissa, power = math.frexp(used)
+        half, above = math.frexp(used)
+        mantissa, power = 2 * half, above - 1
         for name, value in update.items():
             self._shapes.setdefault(name, value.shape)
             sums = self._sums.setdefault(name, {})
             if power not in sums:
-                sums[power] = np.zeros(value.size, np.int64)
-            _add_rounded(sums[power], value.reshape(-1), math.ldexp(mantissa, -self._grid))
+                sums[power] = np.zeros(value.size, np.uint64)
+            _add_rounded(sums[power], value.reshape(-1), mantissa, self._rounder)
+            self._counts[name, power] = self._counts.get((name, power), 0) + 1
             self._mass[name] = self._mass.get(name, Fraction(0)) + Fraction(used)
 
     def result(self) -> dict[str, NDArray[np.float64]]:
@@ -90,20 +97,26 @@ class RunningMean:
     def _total(self, name: str) -> NDArray[np.float64]:
         sums = self._sums[name]
         total = np.zeros(next(iter(sums.values())).size)
-        for power, units in sorted(sums.items()):
+        for power, bits in sorted(sums.items()):
+            # Modulo 2**64: the bits of the rounder come off, and signs come back.
+            added = self._counts[name, power] * int(self._rounder.view(np.uint64)) % 2**64
+            units = (bits - np.uint64(added)).view(np.int64)
             total += units * float(Fraction(2) ** (power + self._grid) / self._mass[name])
         return total
 
 
-def _add_rounded(sums: NDArray[np.int64], flat: NDArray[np.float32], factor: float) -> None:
-    weighed, units = np.empty(_CHUNK), np.empty(_CHUNK, np.int64)
+def _add_rounded(
+    sums: NDArray[np.uint64], flat: NDArray[np.float32], mantissa: float, rounder: np.float64
+) -> None:
+    buffer = np.empty(min(_CHUNK, flat.size))
     for start in range(0, flat.size, _CHUNK):
         piece = flat[start : start + _CHUNK]
-        part, whole = weighed[: piece.size], units[: piece.size]
-        np.multiply(piece, factor, out=part, dtype=np.float64)
-        np.rint(part, out=part)
-        np.copyto(whole, part, casting="unsafe")
-        sums[start : start + piece.size] += whole
+        part = buffer[: piece.size]
+        np.copyto(part, piece)
+        if mantissa != 1:
+            part *= mantissa
+        part += rounder
+        sums[start : start + piece.size] += part.view(np.uint64)
 
 
 def _inverse(variance: float) -> float:
@@ -121,8 +134,8 @@ def require_bound(bound: float) -> float:
     Raises:
         ConfigError: it is not above 0 and finite.
     """
-    if not (math.isfinite(bound) and 0 < bound < 1e30):
-        raise ConfigError(f"Expected a length bound above 0 and below 1e30, got {bound!r}.")
+    if not (math.isfinite(bound) and 1e-30 < bound < 1e30):
+        raise ConfigError(f"Expected a length bound from 1e-30 to 1e30, got {bound!r}.")
     return bound
 
 
@@ -172,8 +185,17 @@ def require_sound(
             raise SecurityRefused(
                 f"Expected shape {shapes[name]} of {name} from site {site}, got {value.shape}."
             )
-        # A comparison with NaN is false, so NaN is refused with the rest.
-        if value.size and not (value.max() <= bound and value.min() >= -bound):
+        if not _within(value.reshape(-1), bound):
             raise SecurityRefused(
                 f"Expected finite numbers within {bound:g} in {name} from site {site}, got others."
             )
+
+
+def _within(flat: NDArray[np.float32], bound: float) -> bool:
+    # In pieces, so that the second look finds the numbers in the cache.
+    for start in range(0, flat.size, _CHUNK):
+        piece = flat[start : start + _CHUNK]
+        # A comparison with NaN is false, so NaN is refused with the rest.
+        if not (piece.max() <= bound and piece.min() >= -bound):
+            return False
+    return True

@@ -55,6 +55,7 @@ def sections(*, quick: bool, ray: bool) -> Iterator[Section]:
     from client.session import backbone_for  # noqa: PLC0415
     from common.plan import RecommenderPlan  # noqa: PLC0415
     from simulations.benchmark.accounting import accounting_rows  # noqa: PLC0415
+    from simulations.benchmark.aggregation import aggregation_rows  # noqa: PLC0415
     from simulations.benchmark.clock import threads  # noqa: PLC0415
     from simulations.benchmark.engine import engine_row  # noqa: PLC0415
     from simulations.benchmark.gradients import gradient_row  # noqa: PLC0415
@@ -86,6 +87,7 @@ def sections(*, quick: bool, ray: bool) -> Iterator[Section]:
         yield "per-subject gradients", lambda: [gradient_row(exact, subjects=n["subjects"])]
     yield "noise", lambda: [noise_row(turns=n["noise"])]
     yield "accounting", lambda: accounting_rows(turns=n["accounting"], quick=quick)
+    yield "aggregation", lambda: aggregation_rows(turns=n["aggregation"], quick=quick)
     yield "ledgers", lambda: ledger_rows(short=n["short_ledger"], long=n["long_ledger"])
 
 
@@ -102,6 +104,7 @@ def _turns(quick: bool) -> dict[str, int]:
             "subjects": 8,
             "noise": 3,
             "accounting": 1,
+            "aggregation": 3,
             "short_ledger": 50,
             "long_ledger": 100,
         }
@@ -116,6 +119,7 @@ def _turns(quick: bool) -> dict[str, int]:
         "subjects": 24,
         "noise": 9,
         "accounting": 5,
+        "aggregation": 3,
         "short_ledger": 1_000,
         "long_ledger": 10_000,
     }

@@ -81,7 +81,7 @@ def test_the_most_sites_of_the_largest_numbers_do_not_overflow(bound: float) -> 
     largest = {"map": np.nextafter(np.array([bound, -bound], np.float32), np.float32(0))}
     for site in range(LIMITS.sites):
         # The largest mantissa of a weight: the worst that one sum can meet.
-        mean.add(str(site), largest, weight=1 - 2**-53, variance=1.0)
+        mean.add(str(site), largest, weight=2 - 2**-52, variance=1.0)
     np.testing.assert_allclose(mean.result()["map"], largest["map"], rtol=1e-12)
     with pytest.raises(OrderError, match="at most"):
         mean.add("one more", largest, weight=1.0, variance=1.0)
