@@ -351,6 +351,26 @@ class LedgerSuite(ABC):
         _until_refused(ledger, "run-1", first=2)
         assert verdict_of(store).passed
 
+    def test_a_run_up_to_the_last_of_the_budget_leaves_nothing_for_one_that_follows_it(
+        self, store: LedgerStore
+    ) -> None:
+        """Declared before or after: its reservation, or its plan, would break the filter."""
+        exact = spent(Repeated(count=6, event=STEP), delta=CAPS.delta).epsilon
+        ledger = new_ledger(store, SiteCaps(epsilon=exact * 1.001, delta=CAPS.delta))
+        small = {"train": (Gaussian(noise_multiplier=1000.0), 2)}
+        ledger.plan(request())
+        ledger.plan(request("run-2", small))
+        for number in range(1, 7):
+            one_round(ledger, number)
+        before = bytes_of(store)
+        with pytest.raises(PrivacyRefused, match="nothing was spent"):
+            reserve(ledger, 1, "run-2")
+        for whole in (True, False):
+            with pytest.raises(PrivacyRefused, match="nothing was spent"):
+                ledger.plan(request("run-3", small), whole=whole)
+        assert bytes_of(store) == before
+        assert verdict_of(store).passed
+
     # Opt-outs, keys, receipts
 
     def test_a_reservation_names_the_opt_outs_in_force(self, store: LedgerStore) -> None:

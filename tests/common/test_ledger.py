@@ -139,7 +139,7 @@ class AnyOrder(RuleBasedStateMachine):
         assert found.adaptive == state.adaptive
 
 
-AnyOrder.TestCase.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
+AnyOrder.TestCase.settings = settings(max_examples=20, stateful_step_count=25, deadline=None)
 TestAnyOrder = AnyOrder.TestCase
 
 

@@ -265,6 +265,16 @@ def test_junk_is_refused_and_the_site_goes_on(junk: bytes) -> None:
     book.admit("clinic", site.ledger.lines_after(seen(book)))
 
 
+def test_good_lines_before_a_bad_one_are_not_remembered_either() -> None:
+    site = Site()
+    book = book_after(site)
+    site.answer(2)
+    lines = site.ledger.lines_after(seen(book))
+    with pytest.raises(SecurityRefused):
+        book.admit("clinic", lines.splitlines(keepends=True)[0] + b"junk\n")
+    book.admit("clinic", lines)
+
+
 def test_an_update_that_the_ledger_does_not_show_is_not_paid_for() -> None:
     site = Site()
     book = book_after(site)
