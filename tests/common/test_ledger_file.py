@@ -28,16 +28,33 @@ from tests.children import (
     largest_file,
     needs_seccomp,
 )
-from tests.common.ledger_suite import CAPS, LedgerSuite, new_ledger, one_round, request, reserve
+from tests.common.ledger_history_suite import HistorySuite
+from tests.common.ledger_suite import (
+    CAPS,
+    LedgerSuite,
+    StorageSuite,
+    new_ledger,
+    one_round,
+    request,
+    reserve,
+)
 
 
-class TestLedgerInAFile(LedgerSuite):
+class InAFile(StorageSuite):
     def make(self, tmp_path: Path) -> LedgerStore:
         return LedgerFile(tmp_path / "ledger")
 
     def again(self, store: LedgerStore) -> LedgerStore:
         assert isinstance(store, LedgerFile)
         return LedgerFile(store.folder)
+
+
+class TestRoundsInAFile(InAFile, LedgerSuite):
+    pass
+
+
+class TestHistoryInAFile(InAFile, HistorySuite):
+    pass
 
 
 def mode(path: Path) -> int:

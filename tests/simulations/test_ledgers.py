@@ -10,16 +10,25 @@ from common.spending import events_of, noise_of
 from common.verification import verify
 from simulations.ledgers import FolderLedgers, MemoryLedgers, MemoryStore, caps_for
 from simulations.unprotected import NoLedger
-from tests.common.ledger_suite import A, LedgerSuite, one_round
+from tests.common.ledger_history_suite import HistorySuite
+from tests.common.ledger_suite import A, LedgerSuite, StorageSuite, one_round
 from tests.models import run_plan, site_of
 
 
-class TestLedgerInMemory(LedgerSuite):
+class InMemory(StorageSuite):
     def make(self, tmp_path: Path) -> LedgerStore:
         return MemoryStore()
 
     def again(self, store: LedgerStore) -> LedgerStore:
         return store
+
+
+class TestRoundsInMemory(InMemory, LedgerSuite):
+    pass
+
+
+class TestHistoryInMemory(InMemory, HistorySuite):
+    pass
 
 
 def test_each_site_of_each_run_has_a_new_ledger_in_memory() -> None:
