@@ -10,8 +10,9 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from common.backbone import Backbone, load_backbone
+from common.durable import write_atomic
 from common.errors import ConfigError
-from common.ledger_file import KEY_NAME
+from common.ledger_file import KEY_NAME, PUBLIC_NAME
 from common.plan import RunPlan, plan_from_json
 from common.recommender import Recommender
 from common.signing import SigningKey, read_signing_key
@@ -19,7 +20,7 @@ from common.wire import Tensors
 from server.admission import Member
 from server.checkpoint import Checkpoint, Checkpoints
 from server.heads import HeadBook
-from server.membership import Membership, find_members
+from server.membership import Membership, find_members, require_began
 from server.options import ServerOptions, options_from_run_config, plan_from_run_config
 from server.public import PublicEvaluation, open_public
 from server.release import write_release
@@ -61,6 +62,8 @@ def build(
         members = find_members(grid, agreed, weights or {}, sites=chosen.sites)  # (2)
         if resumed is None:
             agreed = agreed.with_domains(declared_subjects(members.values()))
+        else:
+            require_began(list(members.values()), resumed.facts["members"])
         frozen = backbone if backbone is not None else load_backbone(agreed.recommender.backbone)
         initial = initial_adapter(agreed, members.values(), frozen)  # (3)
         run = str(context.run_id) if resumed is None else resumed.run
@@ -97,16 +100,17 @@ def open_heads(folder: Path | None) -> HeadBook:
     if folder is None:
         LOG.warning("no folder for the server's state: this run cannot be resumed")
         return HeadBook(SigningKey.generate())
+    path = folder / KEY_NAME
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not path.exists():
+            SigningKey.generate().write(path)
+        key = read_signing_key(path)
+        # Each time: a server may have been killed between the two files.
+        write_atomic(folder / PUBLIC_NAME, key.public.pem())
     except OSError as error:
         raise ConfigError(f"Expected to write into {folder}, got '{error.strerror}'.") from None
-    path = folder / KEY_NAME
-    if not path.exists():
-        key = SigningKey.generate()
-        key.write(path)
-        (folder / "public-key.pem").write_bytes(key.public.pem())
-    return HeadBook(read_signing_key(path), folder / "heads")
+    return HeadBook(key, folder / "heads")
 
 
 def _checkpoints(options: ServerOptions) -> Checkpoints | None:
@@ -117,10 +121,15 @@ def _newest(options: ServerOptions) -> Checkpoint | None:
     """The round to go on after; None for a new run.
 
     Raises:
-        ConfigError: rounds lie in the folder and the run does not say what to do with them.
+        ConfigError: nothing to resume, or rounds lie in the folder and the run is a new one.
     """
     checkpoints = _checkpoints(options)
     found = None if checkpoints is None else checkpoints.newest()
+    if found is None and options.resume:
+        raise ConfigError(
+            f"Expected a committed round in {options.state} to resume after, found none; "
+            "start the run without resume."
+        )
     if found is not None and not options.resume:
         raise ConfigError(
             f"Expected an empty folder of checkpoints in {options.state}, found round "

@@ -2,7 +2,8 @@
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,12 @@ WAIT_SAID = 10.0
 """Seconds after which the log says that sites are missing."""
 QUERY_TIMEOUT = 60.0
 """Seconds that a node has to say who it is in the middle of a run."""
+QUERIES_MOST = 3
+"""Rounds in which a node that does not answer is asked who it is."""
+
+
+class NameTaken(SecurityRefused):
+    """A node says a name under which another node is still there."""
 
 
 @dataclass(kw_only=True)
@@ -37,25 +44,27 @@ class Membership:
 
     members: dict[int, Member]
     weights: Mapping[str, float]
-    _asked: set[int] = field(default_factory=set)
-
-    def __post_init__(self) -> None:
-        self._asked |= set(self.members)
+    _asked: Counter[int] = field(default_factory=Counter)
 
     def refresh(self, grid: Grid, strategy: "Exchange") -> None:
         """Ask the nodes that nobody knows yet, and let those join that fit the run."""
-        new = sorted(set(grid.get_node_ids()) - self._asked)
+        present = set(grid.get_node_ids())
+        unknown = present - set(self.members)
+        new = sorted(node for node in unknown if self._asked[node] < QUERIES_MOST)
         if not new:
             return
-        self._asked |= set(new)
+        self._asked.update(new)
         for reply in ask(grid, new, QUERY_TIMEOUT):
+            node = reply.metadata.src_node_id
             try:
-                self._join(_member(reply, self.weights))
+                self._join(_member(reply, self.weights), present)
             except ConfedError as error:
-                LOG.warning("node %d does not join: %s", reply.metadata.src_node_id, error)
+                # A site that was started anew waits until its old node is gone.
+                self._asked[node] = 0 if isinstance(error, NameTaken) else QUERIES_MOST
+                LOG.warning("node %d does not join: %s", node, error)
         strategy.members = self.members
 
-    def _join(self, member: Member) -> None:
+    def _join(self, member: Member, present: Collection[int]) -> None:
         who = member.identity
         same = {n: m for n, m in self.members.items() if m.identity.site == who.site}
         domains = {m.identity.domain: m.identity for m in self.members.values()}
@@ -65,6 +74,9 @@ class Membership:
             raise SecurityRefused(f"Expected the catalog of domain {who.domain}, got another.")
         if any(m.identity != who for m in same.values()):
             raise SecurityRefused("Expected the public facts that the site joined with.")
+        if any(node in present for node in same):
+            # Else any node could push a site out by saying its name.
+            raise NameTaken(f"Expected one node of site {who.site}, another one is still there.")
         for node in same:
             del self.members[node]
         self.members[member.node] = member
@@ -72,10 +84,42 @@ class Membership:
 
     def facts(self) -> list[dict[str, Any]]:
         """Public facts of every site, for a checkpoint."""
-        return [
-            {**vars(m.identity), "weight": m.weight}
-            for m in sorted(self.members.values(), key=lambda m: m.identity.site)
-        ]
+        ordered = sorted(self.members.values(), key=lambda m: m.identity.site)
+        return [_facts(member) for member in ordered]
+
+
+def require_began(members: Collection[Member], began: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse to go on with other domains, catalogs, facts or weights than a checkpoint's.
+
+    Args:
+        members: that are here now.
+        began: what `Membership.facts` gave before.
+
+    Raises:
+        ConfigError: a domain has no site here.
+        SecurityRefused: a site or a domain is not what it was.
+    """
+    catalogs = {facts["domain"]: (facts["catalog"], facts["items"]) for facts in began}
+    known = {facts["site"]: dict(facts) for facts in began}
+    for member in members:
+        who = member.identity
+        if catalogs.get(who.domain) != (who.catalog, who.items):
+            raise SecurityRefused(
+                f"Expected a domain and catalog of the checkpoint from site {who.site}, got others."
+            )
+        now = _facts(member)
+        if known.get(who.site, now) != now:
+            raise SecurityRefused(
+                f"Expected the public facts and the weight of site {who.site} in the checkpoint, "
+                "got others."
+            )
+    missing = sorted(set(catalogs) - {m.identity.domain for m in members})
+    if missing:
+        raise ConfigError(f"Expected a site of domain {missing[0]} to resume with, got none.")
+
+
+def _facts(member: Member) -> dict[str, Any]:
+    return {**vars(member.identity), "weight": member.weight}
 
 
 def ask(grid: Grid, nodes: Sequence[int], timeout: float) -> list[Message]:

@@ -75,7 +75,7 @@ class PublicEvaluation:
     def restore(self, best: Tensors, facts: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
         if facts:
-            self._best, self._best_round = dict(best), int(facts["round"])
+            self._best, self._best_round = dict(best) or None, int(facts["round"])
             self.scores = {int(k): float(v) for k, v in facts["scores"].items()}
 
 

@@ -72,14 +72,20 @@ class RoundLoop:
         """
         if self.done == 0:
             self._watch()
-        for number in range(self.done + 1, self.plan.federation.rounds + 1):
-            self._round(number)
-            if self.public is not None and self.public.stops(number):
-                self.ended = f"stopped early after round {number}: {self.public.reason()}"
-                LOG.info("%s", self.ended)
-                break
+            # The run's name outlives a server that dies in round 1: its answers are paid for.
+            self._commit(0)
+        # A run that stopped early and is resumed for its release has stopped already.
+        while self.done < self.plan.federation.rounds and not self._stops():
+            self._round(self.done + 1)
         best = self.public.best() if self.public is not None else None
         return self.strategy.released if best is None else best
+
+    def _stops(self) -> bool:
+        if self.public is None or not self.public.stops(self.done):
+            return False
+        self.ended = f"stopped early after round {self.done}: {self.public.reason()}"
+        LOG.info("%s", self.ended)
+        return True
 
     def _round(self, number: int) -> None:
         for attempt in range(1, self.plan.federation.attempts + 1):
@@ -103,6 +109,7 @@ class RoundLoop:
         self.current = to_tensors(moved)
         self.done = number
         self._evaluate(number)  # (5)
+        self.phase("checkpoint", number)
         self._commit(number)  # (6)
         self._watch()
 
@@ -136,7 +143,6 @@ class RoundLoop:
             self.public.look(number, self.strategy.released)
 
     def _commit(self, number: int) -> None:
-        self.phase("checkpoint", number)
         if self.checkpoints is None:
             return
         arrays, facts = optimizer_state(self.strategy)

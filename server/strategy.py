@@ -205,7 +205,8 @@ def make_strategy(
         run: name under which sites reserve.
     """
     federation, rate = plan.federation, learning_rate(plan)
-    common = {"fraction_evaluate": 0.0, "min_train_nodes": 1, "min_available_nodes": 1}
+    # Flower's own counts; what is asked of whom is decided in `server.exchange`.
+    common = {"min_train_nodes": 1, "min_evaluate_nodes": 1, "min_available_nodes": 1}
     adam = {
         "eta": rate,
         "beta_1": federation.momentum,
