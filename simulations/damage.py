@@ -96,6 +96,9 @@ class Struck:
     rules: tuple[str, ...] = ("",)
     _last: Unlucky | None = field(default=None, init=False)
 
+    def __post_init__(self) -> None:
+        self._misfortune = Misfortune(fault=self.name, rate=self.rate, seed=self.seed)
+
     @property
     def says(self) -> str:
         """What happens, in words."""
@@ -103,8 +106,7 @@ class Struck:
 
     def app(self, honest: ClientApp, job: Job) -> ClientApp:
         """The app of a run's sites; counting begins anew."""
-        misfortune = Misfortune(fault=self.name, rate=self.rate, seed=self.seed)
-        self._last = Unlucky(app=honest, misfortune=misfortune)
+        self._last = Unlucky(app=honest, misfortune=self._misfortune)
         return self._last.wrapped()
 
     def told(self) -> tuple[int, dict[str, int]]:

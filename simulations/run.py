@@ -111,6 +111,7 @@ def _checked(
 
 
 def _run(request: Request, consortium: Consortium, out: Path, options: dict[str, Any]) -> RunResult:
+    disturbance = _disturbance(options, request.scenario.seed, consortium)
     console = Console(stderr=True, width=_width())
     with (
         _store(options["no_cache"]) as store,
@@ -120,7 +121,6 @@ def _run(request: Request, consortium: Consortium, out: Path, options: dict[str,
             simulation = Simulation(
                 request, consortium, store, _Bars(progress), on_point=tracker.point
             )
-            disturbance = _disturbance(options, simulation)
             result = simulation.run()
             if disturbance is not None:
                 result = replace(result, damage=measure(simulation, disturbance))
@@ -150,10 +150,9 @@ def _is_disturbed(options: dict[str, Any]) -> bool:
     return bool(attack or fault)
 
 
-def _disturbance(options: dict[str, Any], simulation: Simulation) -> Disturbance | None:
-    seed = simulation.plan.seed
+def _disturbance(options: dict[str, Any], seed: int, consortium: Consortium) -> Disturbance | None:
     if options["attack"]:
-        sites = hostile_sites(options["hostile"] or "2", simulation.consortium)
+        sites = hostile_sites(options["hostile"] or "2", consortium)
         return Attacked(name=options["attack"], sites=sites, seed=seed)
     if options["fault"]:
         rate = 0.2 if options["fault_rate"] is None else options["fault_rate"]
