@@ -213,6 +213,7 @@ def test_ten_processes_on_one_ledger_spend_no_more_than_the_budget(tmp_path: Pat
         )
         granted = 0
         for number in range(1 + process % 2, ROUNDS):  # two processes ask for the same rounds
+            time.sleep(0.02)  # a lock is free to whoever asks first: let the others ask too
             try:
                 grant = ledger.reserve(
                     run="run", number=number, model_sha256=MODEL, randomness=SecureRandomness()
