@@ -226,10 +226,11 @@ def lora_row() -> Row:
 
 def _lora_sites(rng: np.random.Generator, *, common_a: bool) -> list[Factors]:
     start = rng.uniform(-1, 1, size=(8, 1536)) * (3 / 1536) ** 0.5
+    learnt = 0.05 * rng.standard_normal((384, 8))
     return [
         Factors(
             a=start + (0 if common_a else 0.2) * rng.standard_normal(start.shape) / 1536**0.5,
-            b=0.05 * rng.standard_normal((384, 8)),
+            b=learnt + 0.05 * rng.standard_normal(learnt.shape),
         )
         for _ in range(10)
     ]

@@ -194,7 +194,7 @@ def test_directions_of_a_that_no_site_used_are_kept_for_later_rounds() -> None:
     a = rng.standard_normal((4, 30))
     b = np.zeros((20, 4))
     b[:, 0] = rng.standard_normal(20)
-    found = reduced(stacked([Factors(a=a, b=b)], [1.0]), 4, like=a)
+    found = reduced(stacked([Factors(a=a, b=b)] * 2, [1.0, 2.0]), 4, like=a)
     np.testing.assert_allclose(found.b @ found.a, b @ a, atol=1e-12)
     np.testing.assert_allclose(found.a, a, atol=1e-9)
 

@@ -166,7 +166,7 @@ def test_krum_in_float64_around_the_median_leaves_both_attackers_out_where_float
     assert np.abs(apart - true).max() > 10 * true.max()
 
 
-@given(hnp.arrays(np.float32, (6, 30), elements=st.floats(-4, 4, width=16)), st.integers(0, 99))
+@given(hnp.arrays(np.float32, (6, 30), elements=st.floats(-4, 4, width=16)), st.integers(0, 10**6))
 @settings(max_examples=50, deadline=None)
 def test_inner_products_give_the_distances_of_the_rows(values: np.ndarray, shift: int) -> None:
     inner = robust.gram(list(values + np.float32(shift)))
@@ -219,3 +219,29 @@ def test_rows_longer_than_a_piece_are_handled_whole(length: int) -> None:
     np.testing.assert_allclose(
         robust.combine(rows, np.arange(32.0)), np.arange(32.0) @ stacked, atol=1e-9
     )
+
+
+# ---- beside Flower's own code, where both mean the same
+
+
+def test_without_ties_the_trimmed_mean_is_flowers() -> None:
+    from flwr.serverapp.strategy.fedtrimmedavg import trim_mean
+
+    values = np.random.default_rng(1).standard_normal((10, 40)).astype(np.float32)
+    found = robust.trimmed_mean(list(values), np.ones(10), 2)
+    np.testing.assert_allclose(found, trim_mean(values.astype(np.float64), 0.2), atol=1e-12)
+
+
+@pytest.mark.parametrize("k", [0, 1, 3])
+def test_krum_selects_the_sites_that_flower_selects_where_float32_suffices(k: int) -> None:
+    from flwr.app import ArrayRecord, RecordDict
+    from flwr.serverapp.strategy.multikrum import select_multikrum
+
+    values = np.random.default_rng(k).standard_normal((11, 40)).astype(np.float32)
+    values[:k] *= 4
+    replies = [RecordDict({"arrays": ArrayRecord([row])}) for row in values]
+    selected = select_multikrum(replies, k, 11 - k)
+    shares = robust.multi_krum(robust.gram(list(values)), np.ones(11), k)
+    assert {i for i, share in enumerate(shares) if share} == {
+        next(i for i, reply in enumerate(replies) if reply is one) for one in selected
+    }
