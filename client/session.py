@@ -225,8 +225,9 @@ class Session:
         if self.records.ledger is None:
             return
         current = read_opt_outs(self.records.ledger)
+        # Every round, and before the comparison: the ledger refuses a list that is gone.
+        self.permits.opt_out(current.commitment)
         if current.commitment != self._opt_outs.commitment:
-            self.permits.opt_out(current.commitment)
             positions = current.positions(self.records.interactions.subject_ids)
             self._trainer.leave_out(torch.from_numpy(positions))
             self._opt_outs = current

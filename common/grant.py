@@ -28,9 +28,20 @@ class Grant(ABC):
         steps: draws that the event pays for.
     """
 
-    noise_multiplier: float
-    sample_rate: float
-    steps: int
+    @property
+    @abstractmethod
+    def noise_multiplier(self) -> float:
+        """Standard deviation over sensitivity."""
+
+    @property
+    @abstractmethod
+    def sample_rate(self) -> float:
+        """Poisson rate."""
+
+    @property
+    @abstractmethod
+    def steps(self) -> int:
+        """Draws paid for."""
 
     @abstractmethod
     def sample(self, population: int) -> NDArray[np.int64]:
@@ -70,15 +81,32 @@ class ReservedGrant(Grant):
     ) -> None:
         if key is not LEDGER:
             raise OrderError("Expected a grant to be made by a ledger; reserve first.")
-        leaf, self.steps = steps_of(event)
+        leaf, steps = steps_of(event)
         gaussian = leaf.event if isinstance(leaf, PoissonSampled) else leaf
         if not isinstance(gaussian, Gaussian):
             raise ConfigError("Expected Gaussian steps to train with, got another event.")
         self.seq, self.head = seq, head
-        self.noise_multiplier = gaussian.noise_multiplier
-        self.sample_rate = leaf.sample_rate if isinstance(leaf, PoissonSampled) else 1.0
+        rate = leaf.sample_rate if isinstance(leaf, PoissonSampled) else 1.0
+        self._paid = (gaussian.noise_multiplier, rate, steps)
         self._randomness = randomness
         self._begun = 0
+
+    # Read-only: what was paid for cannot be changed afterwards.
+
+    @property
+    def noise_multiplier(self) -> float:
+        """As Grant."""
+        return self._paid[0]
+
+    @property
+    def sample_rate(self) -> float:
+        """As Grant."""
+        return self._paid[1]
+
+    @property
+    def steps(self) -> int:
+        """As Grant."""
+        return self._paid[2]
 
     def sample(self, population: int) -> NDArray[np.int64]:
         """As Grant.

@@ -35,8 +35,23 @@ class FreeGrant(Grant):
         sample_rate: float = 1.0,
         steps: int = 1,
     ) -> None:
-        self.noise_multiplier, self.sample_rate, self.steps = noise_multiplier, sample_rate, steps
+        self._claimed = (noise_multiplier, sample_rate, steps)
         self._randomness = randomness
+
+    @property
+    def noise_multiplier(self) -> float:
+        """As Grant."""
+        return self._claimed[0]
+
+    @property
+    def sample_rate(self) -> float:
+        """As Grant."""
+        return self._claimed[1]
+
+    @property
+    def steps(self) -> int:
+        """As Grant."""
+        return self._claimed[2]
 
     def sample(self, population: int) -> NDArray[np.int64]:
         """As Grant."""

@@ -26,7 +26,8 @@ from common.randomness import Randomness, SecureRandomness
 from common.recommender import Recommender
 from common.textpath import ActivationStore, ItemSpace, TextActivations, TextVectors
 from common.windows import history_texts, history_views, training_windows
-from simulations.empirical.grants import Quiet, reserved
+from simulations.empirical.grants import reserved
+from simulations.unprotected import FreeGrant
 
 DOMAIN = "audit"
 
@@ -181,7 +182,7 @@ def _model(site: AuditSite, backbone: Backbone | None) -> Recommender:
 
 def _grant(step: Step, randomness: Randomness) -> Grant:
     if step.noise_multiplier == 0:
-        return Quiet(sample_rate=step.sample_rate, steps=step.steps, randomness=randomness)
+        return FreeGrant(randomness, sample_rate=step.sample_rate, steps=step.steps)
     return reserved(
         noise_multiplier=step.noise_multiplier,
         sample_rate=step.sample_rate,

@@ -14,7 +14,7 @@ from client.opt_out import LIST_NAME, NOBODY, SALT_NAME, add_opt_out, read_opt_o
 from client.session import Session
 from client.site import SiteRecords
 from common.entries import NO_HASH, parse_line
-from common.errors import ConfigError, DataError
+from common.errors import ConfigError, DataError, SecurityRefused
 from common.ledger import Ledger
 from common.plan import RunPlan
 from common.randomness import SecureRandomness
@@ -251,6 +251,17 @@ def test_a_list_that_is_gone_stops_training_and_spends_nothing(run: Run) -> None
     (run.folder / LIST_NAME).unlink()
     before = run.data
     with pytest.raises(ConfigError, match="bring it back"):
+        run.lone_moved(2)
+    assert run.data == before
+
+
+def test_list_and_salt_gone_and_the_process_new_bring_nobody_back(run: Run) -> None:
+    add_opt_out(run.folder, LONE_SUBJECT)
+    assert not run.lone_moved(1)
+    (run.folder / LIST_NAME).unlink()
+    (run.folder / SALT_NAME).unlink()
+    run.session, before = run.opened(), run.data
+    with pytest.raises(SecurityRefused, match="bring it back"):
         run.lone_moved(2)
     assert run.data == before
 
