@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from common.errors import ConfigError, OrderError, SecurityRefused
-from server.aggregation import RULES, default_rule, make_aggregator, require_rule, weighted_mean
+from server.aggregation import RULES, default_rule, make_aggregator, require_rule
 
 Update = dict[str, np.ndarray]
 BOUND = 1e6
@@ -389,20 +389,13 @@ def test_a_bound_that_is_no_length_is_refused(rule: str, bound: float) -> None:
         make_aggregator(rule, tolerate=1, bound=bound)
 
 
-# ---- the plain weighted mean of a list
+# ---- the plain mean
 
 
 @given(SITES)
 @settings(max_examples=50, deadline=None)
-def test_the_mean_of_a_list_is_the_running_mean(drawn: list) -> None:
-    listed = weighted_mean([u for u, _, _ in drawn], [w for _, w, _ in drawn])
-    running = of("mean", drawn, range(len(drawn)))
-    assert set(listed) == set(running)
-    for name, value in listed.items():
-        np.testing.assert_allclose(running[name], value, rtol=1e-12, atol=BOUND * 2.0**-43)
-
-
-@pytest.mark.parametrize(("updates", "weights"), [(0, 0), (2, 1), (1, 2)])
-def test_no_update_or_another_number_of_weights_is_refused(updates: int, weights: int) -> None:
-    with pytest.raises(OrderError):
-        weighted_mean([{"map": np.zeros(1, np.float32)}] * updates, [1.0] * weights)
+def test_the_mean_is_the_weighted_one_over_the_sites_that_sent_the_tensor(drawn: list) -> None:
+    for name, value in of("mean", drawn, range(len(drawn))).items():
+        held = [(u[name].astype(np.float64), w) for u, w, _ in drawn if name in u]
+        wanted = sum(u * w for u, w in held) / sum(w for _, w in held)
+        np.testing.assert_allclose(value, wanted, rtol=1e-12, atol=BOUND * 2.0**-43)
