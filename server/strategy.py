@@ -237,7 +237,27 @@ def make_strategy(
     if isinstance(strategy, ConsortiumFedAdamMini):
         strategy.noise_power = noise_power(strategy)
     require_rule(strategy.rule(), sites=len(members), tolerate=federation.tolerate)
+    _say_what_is_borne(strategy)
     return strategy
+
+
+def _say_what_is_borne(strategy: Exchange) -> None:
+    """A domain's own tensors come from its own sites: few of them bear fewer hostile ones."""
+    tolerate = strategy.plan.federation.tolerate
+    if strategy.rule() in {"mean", "norm-bounded", "inverse-variance"}:
+        return
+    for domain, sites in sorted(
+        Counter(m.identity.domain for m in strategy.members.values()).items()
+    ):
+        borne = min(tolerate, max(0, (sites - 3) // 2))
+        if borne < tolerate:
+            LOG.warning(
+                "domain %s has %d sites: its own tensors bear %d hostile ones, not %d",
+                domain,
+                sites,
+                borne,
+                tolerate,
+            )
 
 
 def noise_power(strategy: Exchange) -> dict[str, float]:

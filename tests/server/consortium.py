@@ -9,8 +9,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from flwr.app import Context, RecordDict
+import numpy as np
+from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
+from numpy.typing import NDArray
 
 from client.app import build as build_client
 from client.permits import PermitSource
@@ -18,17 +20,31 @@ from client.session import close_sessions
 from client.site import SiteRecords
 from common.adapter import tensors_sha256
 from common.caps import SiteCaps
-from common.ledger import Ledger
+from common.ledger import Ledger, PlanRequest, create_ledger
 from common.plan import EvaluationPlan, RunPlan, plan_from_json
-from common.randomness import Randomness
+from common.randomness import Randomness, SecureRandomness
+from common.signing import PublicKey, SigningKey
 from common.site_ledger import has_ledger, open_ledger, start_ledger
-from common.wire import Tensors
+from common.spending import events_of, noise_of
+from common.wire import (
+    Answer,
+    Identity,
+    Order,
+    Tensors,
+    pack_answer,
+    to_payload,
+    to_record,
+    to_tensors,
+    unpack_order,
+)
+from server.admission import Member
 from server.app import build
 from server.heads import HeadBook
 from server.options import ServerOptions
 from server.rounds import Phase, no_phase
-from simulations.grid import InProcessGrid
-from simulations.ledgers import MemoryLedgers
+from server.strategy import ConsortiumStrategy, make_strategy
+from simulations.grid import FIRST_NODE, InProcessGrid
+from simulations.ledgers import MemoryLedgers, MemoryStore
 from simulations.seeded import SeededRandomness
 from simulations.sites import MemorySites
 from tests.models import run_plan, site_of
@@ -187,3 +203,117 @@ def start_server(
     )
     process.start()
     return process
+
+
+# Sites that sign whatever a test makes them say, and the server's side of one round
+
+SHAPES: dict[str, tuple[int, ...]] = {
+    "text.layer.lora_B.weight": (3, 2),
+    "mixer": (3, 4),
+    "map.care": (4, 6),
+    "gate.care": (1,),
+    "bias.care": (5,),
+}
+
+
+class Signer:
+    """A site with a real ledger that pays for and signs any update it is given."""
+
+    def __init__(self, name: str, plan: RunPlan, *, run: str = "1") -> None:
+        self.name, self.run = name, run
+        self.key = SigningKey.generate()
+        self.ledger = create_ledger(MemoryStore(), site=name, caps=ROOM, key=self.key)
+        request = PlanRequest(
+            run=run,
+            events=events_of(plan, noise_of(plan)),
+            max_grad_norm=plan.privacy.max_grad_norm,
+            plan_sha256="1" * 64,
+        )
+        self.ledger.plan(request)
+
+    def pays(self, payload: bytes, number: int, *, purpose: str = "train") -> None:
+        """Reserve and release one round with these bytes."""
+        grant = self.ledger.reserve(
+            run=self.run,
+            number=number,
+            model_sha256="2" * 64,
+            randomness=SecureRandomness(),
+            purpose=purpose,
+        )
+        self.ledger.release(grant, payload)
+
+    def lines(self, order: Order) -> bytes:
+        """What the server has not seen yet."""
+        seen = next((r.seq for r in order.receipts if r.site == self.name), -1)
+        return self.ledger.lines_after(seen)
+
+    def answer(self, message: Message, update: Mapping[str, NDArray[Any]]) -> Message:
+        """An answer as an honest site's gate packs it, whatever is in the update."""
+        order, _ = unpack_order(message.content)
+        tensors = dict(update)
+        self.pays(to_payload(tensors), order.round)
+        told = Answer(round=order.round, update=tensors, lines=self.lines(order))
+        return Message(pack_answer(told), reply_to=message)
+
+
+def identity_of(name: str, *, domain: str = "care", subjects: int = 100) -> Identity:
+    return Identity(site=name, domain=domain, items=5, catalog="ab", declared_subjects=subjects)
+
+
+def exchange_plan(**federation: Any) -> RunPlan:
+    """A private plan whose server does nothing but add the aggregate."""
+    gains = {f"{kind}_gain": 1.0 for kind in ("text", "gate", "mixer", "bias")}
+    plain = {"rounds": 6, "text_rounds": 6, "strategy": "fedavg", "learning_rate": 1.0}
+    return run_plan(
+        privacy={"noise_multiplier": 2.0, "sample_rate": 0.5},
+        federation={**plain, "averaging": 0.0, **gains, **federation},
+    )
+
+
+@dataclass(kw_only=True)
+class Round:
+    """The server's side of an exchange with signers, without their training."""
+
+    plan: RunPlan
+    signers: list[Signer]
+    strategy: ConsortiumStrategy
+    grid: InProcessGrid
+
+    def orders(self, number: int = 1) -> dict[str, Message]:
+        """Messages of a round, by site."""
+        asked = self.strategy.configure_train(number, to_record(zeros()), ConfigRecord(), self.grid)
+        names = {n: m.identity.site for n, m in self.strategy.members.items()}
+        return {names[order.metadata.dst_node_id]: order for order in asked}
+
+    def moved(self, replies: Sequence[Message], number: int = 1) -> Tensors:
+        """How the adapter moved."""
+        record, _ = self.strategy.aggregate_train(number, replies)
+        assert record is not None
+        return to_tensors(record)
+
+    def signer(self, name: str) -> Signer:
+        return next(signer for signer in self.signers if signer.name == name)
+
+
+def zeros() -> Tensors:
+    return {name: np.zeros(shape, np.float32) for name, shape in SHAPES.items()}
+
+
+def full(value: float) -> Tensors:
+    return {name: np.full(shape, value, np.float32) for name, shape in SHAPES.items()}
+
+
+def round_of(
+    sites: int = 3, *, keys: Mapping[str, PublicKey] | None = None, **federation: Any
+) -> Round:
+    """A server and `sites` signers `s0`, `s1`, …"""
+    plan = exchange_plan(**federation)
+    signers = [Signer(f"s{i}", plan) for i in range(sites)]
+    members = {
+        FIRST_NODE + i: Member(node=FIRST_NODE + i, identity=identity_of(signer.name))
+        for i, signer in enumerate(signers)
+    }
+    heads = HeadBook(SigningKey.generate(), keys=keys)
+    strategy = make_strategy(plan, members, zeros(), heads=heads, run="1")
+    grid = InProcessGrid(ClientApp(), nodes=sites, run_id=RUN, workers=1)
+    return Round(plan=plan, signers=signers, strategy=strategy, grid=grid)

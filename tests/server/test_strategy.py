@@ -396,3 +396,27 @@ def test_plain_lora_is_aggregated_by_its_products_where_the_plan_says_so() -> No
     left, values, right = np.linalg.svd(np.mean(products, axis=0))
     wanted = left[:, :2] * values[:2] @ right[:2]
     np.testing.assert_allclose(new[b].astype(np.float64) @ new[a], wanted, atol=1e-5)
+
+
+def test_a_domain_too_small_for_the_promised_number_of_hostile_sites_is_named(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    plan = plan_of(tolerate=2)
+    members = {
+        FIRST_NODE + i: Member(
+            node=FIRST_NODE + i,
+            identity=Identity(
+                site=f"s{i}",
+                domain="care" if i < 7 else "bank",
+                items=5,
+                catalog="ab",
+                declared_subjects=100,
+            ),
+        )
+        for i in range(12)
+    }
+    with caplog.at_level("WARNING", logger="confed.server"):
+        made(plan, members, initial_of())
+    assert [record.getMessage() for record in caplog.records] == [
+        "domain bank has 5 sites: its own tensors bear 1 hostile ones, not 2"
+    ]
