@@ -1,10 +1,9 @@
-import numpy as np
 import pytest
 
 from common.errors import OrderError, PrivacyRefused
 from common.grant import ReservedGrant
 from common.randomness import SecureRandomness
-from simulations.empirical.grants import Quiet, reserved
+from simulations.empirical.grants import reserved
 
 
 def make(**changed: float) -> ReservedGrant:
@@ -27,11 +26,3 @@ def test_a_noisy_update_is_paid_for_by_a_real_reservation() -> None:
 def test_the_ledgers_caps_hold_for_an_audit_too() -> None:
     with pytest.raises(PrivacyRefused):
         make(noise_multiplier=0.001)
-
-
-def test_a_comparison_has_samples_and_no_noise() -> None:
-    quiet = Quiet(sample_rate=1.0, steps=1, randomness=SecureRandomness())
-    assert np.array_equal(quiet.sample(4), np.arange(4))
-    assert quiet.noise_multiplier == 0.0
-    with pytest.raises(OrderError, match="no noise"):
-        quiet.noise(3)
