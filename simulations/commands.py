@@ -59,8 +59,8 @@ def _scenarios(_ctx: click.Context, _param: click.Parameter, begun: str) -> list
 @click.option(
     "--baselines",
     metavar="all|none|LIST",
-    help="Comma-separated: zero_shot, popularity, local, central, central_non_private, sasrec. "
-    "[default: all; none with --attack or --fault]",
+    help="All, but none with --attack or --fault; or "
+    "some of: zero_shot, popularity, local, central, central_non_private, sasrec.",
 )
 @click.option(
     "--attack",

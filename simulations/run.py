@@ -7,7 +7,7 @@ import shlex
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -167,6 +167,7 @@ def _ledgers(out: Path) -> Iterator[Path]:
     The one of an earlier run into the same folder makes room: its records are the same people's,
     but a researcher's run releases nothing.
     """
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
     try:
         out.mkdir(parents=True, exist_ok=True)
         fresh = Path(tempfile.mkdtemp(prefix=".ledgers-", dir=out))
@@ -182,6 +183,9 @@ def _ledgers(out: Path) -> Iterator[Path]:
             fresh.replace(out / "ledgers")
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+        with suppress(OSError):  # a run that was stopped leaves no empty folder of its own
+            for folder in made:
+                folder.rmdir()
 
 
 def _with_options(scenario: Scenario, options: dict[str, Any]) -> Scenario:

@@ -4,7 +4,16 @@ import dataclasses
 import math
 import random
 
-from simulations.results import METHODS, ByMethod, DomainResult, Point, RunResult, SiteResult
+from simulations.results import (
+    METHODS,
+    ByMethod,
+    Damage,
+    DomainResult,
+    Outcome,
+    Point,
+    RunResult,
+    SiteResult,
+)
 
 LEVELS = {
     "care": dict(zip(METHODS, (0.031, 0.217, 0.245, 0.281, 0.284, 0.319, 0.322), strict=True)),
@@ -62,6 +71,31 @@ def curve(domains: tuple[str, ...], rounds: int) -> tuple[Point, ...]:
     return tuple(points)
 
 
+def damage(*domains: str) -> Damage:
+    """Return what two hostile sites did to the domains: a little, and everything to the mean."""
+    whole = {d: LEVELS[d]["federated"] for d in domains}
+
+    def outcome(name: str, rule: str, share: float) -> Outcome:
+        ndcg = {d: share * value for d, value in whole.items()}
+        curve = {r: {d: v * (0.4 + r / 100) for d, v in ndcg.items()} for r in range(0, 61, 5)}
+        lost = {} if name == "undisturbed" else dict.fromkeys(domains, 1 - share)
+        return Outcome(name=name, rule=rule, ndcg=ndcg, lost=lost, curve=curve)
+
+    return Damage(
+        kind="attack",
+        name="sign-flip-x10",
+        says="sends -10 times its update",
+        sites=("Northgate", "Riverside Children's"),
+        of=10,
+        rate=0.0,
+        outcomes=(
+            outcome("undisturbed", "auto", 1.0),
+            outcome("attack", "auto", 0.98),
+            outcome("plain mean", "mean", 0.05),
+        ),
+    )
+
+
 def run(
     *domains: str, methods: tuple[str, ...] = METHODS, sites: int = 4, seed: int = 7
 ) -> RunResult:
@@ -108,6 +142,7 @@ def run(
             "overlap_sites": 2,
         },
         intervals={d: (0.011, 0.024) for d in names} if both else {},
+        damage=damage(*names),
     )
 
 

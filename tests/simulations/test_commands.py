@@ -27,6 +27,12 @@ def test_every_option_of_the_interface_is_there() -> None:
         "--engine",
         "--seed",
         "--baselines",
+        "--attack",
+        "--hostile",
+        "--fault",
+        "--fault-rate",
+        "--partition",
+        "--alpha",
         "--log",
         "--no-cache",
     }

@@ -216,7 +216,7 @@ def test_every_row_has_a_cell_for_the_undisturbed_run_and_two_for_each_other() -
 
 
 def test_the_summary_holds_the_damage_under_its_kind_and_only_then() -> None:
-    result = a_run()
+    result = dataclasses.replace(a_run(), damage=None)
     assert not {"attack", "fault"} & set(to_summary(result))
     summary = to_summary(dataclasses.replace(result, damage=damage()))
     assert json.loads(json.dumps(summary["attack"]))["outcomes"][1]["lost"]["care"] == 0.0214
@@ -225,7 +225,7 @@ def test_the_summary_holds_the_damage_under_its_kind_and_only_then() -> None:
 
 def test_the_report_and_the_plot_show_the_damage_and_only_then() -> None:
     (plot,) = (p for p in PLOTS if p.name == "damage")
-    result = a_run()
+    result = dataclasses.replace(a_run(), damage=None)
     assert not plot.has_data(result)
     assert "Hostile or faulty sites" not in render_report(result)
     bad = dataclasses.replace(result, damage=damage(sites=("<b>evil</b>", "x")))

@@ -153,7 +153,7 @@ def test_plots_are_saved_as_images_wide_enough_for_a_readme(tmp_path: Path) -> N
 def test_a_plot_without_data_is_not_saved_and_an_old_one_goes(tmp_path: Path) -> None:
     (tmp_path / "transfer.png").write_bytes(b"of an earlier run")
     paths = save_plots(run(methods=("federated",)), tmp_path)
-    assert {path.name for path in paths} == {"methods.png", "ndcg_by_round.png"}
+    assert {path.name for path in paths} == {"methods.png", "ndcg_by_round.png", "damage.png"}
     assert not (tmp_path / "transfer.png").exists()
 
 

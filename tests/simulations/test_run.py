@@ -23,7 +23,13 @@ NONE: dict[str, Any] = {
     "epsilon": None,
     "engine": "in-process",
     "seed": None,
-    "baselines": "all",
+    "baselines": None,
+    "partition": None,
+    "alpha": None,
+    "attack": None,
+    "hostile": None,
+    "fault": None,
+    "fault_rate": None,
     "log": None,
     "no_cache": False,
 }
@@ -60,6 +66,12 @@ def test_the_command_says_again_what_was_asked_for_and_no_more() -> None:
     assert words[:3] == ["confed", "simulate", "mine.toml"]
     asked = {"--data", "my data", "--epsilon", "2.0", "--no-cache", "--sites", "3"}
     assert set(words[3:]) == asked
+
+
+def test_a_split_from_the_command_line_holds_in_every_domain() -> None:
+    _, scenario = load_scenario("care-and-bank", None)
+    new = _with_options(scenario, {**NONE, "partition": "dirichlet", "alpha": 0.1})
+    assert [(d.partition, d.alpha) for d in new.domains] == [("dirichlet", 0.1)] * 2
 
 
 @pytest.mark.parametrize(
