@@ -5,6 +5,7 @@ The steps, numbered: (1) configure, (2) collect, (3) admit, (4) aggregate, (5) e
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -119,15 +120,16 @@ class RoundLoop:
         deadline = time.monotonic() + self.plan.federation.round_timeout
         wait = POLL_FIRST
         while pending:
-            came = list(self.grid.pull_messages(pending))
-            for reply in came:
-                pending.discard(reply.metadata.reply_to_message_id)
-                yield reply
+            came = deque(self.grid.pull_messages(pending))
+            wait = POLL_FIRST if came else min(wait * 1.5, POLL_MOST)
+            idle = not came
+            while came:
+                pending.discard(came[0].metadata.reply_to_message_id)
+                yield came.popleft()  # and no name for it here: what is admitted is let go
             left = deadline - time.monotonic()
             if left <= 0:
                 break
-            wait = POLL_FIRST if came else min(wait * 1.5, POLL_MOST)
-            if pending and not came:
+            if pending and idle:
                 time.sleep(min(wait, left))
         if pending:
             LOG.warning("round %d closed at its deadline without %d sites", number, len(pending))
