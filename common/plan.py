@@ -134,7 +134,7 @@ class FederationPlan(Frozen):
     lora_aggregation: Literal["mean", "svd"] = "mean"
     """Plain LoRA: mean of A and of B, or the mean of their products brought back to rank r."""
     quorum: int = Field(default=0, ge=0, le=LIMITS.sites)
-    """Fewest answers of a round; 0 takes half of the sites, and 2f + 3 where a robust rule is."""
+    """Fewest answers of a round; 0 takes half of the sites, and 2f + 1 where a robust rule is."""
     attempts: int = Field(default=3, ge=1, le=100)
     """How often a round that misses its quorum is asked again before the run stops."""
     suspend_after: int = Field(default=3, ge=1, le=10**6)

@@ -16,7 +16,7 @@ from common.plan import RunPlan
 from common.recommender import held_by, is_text, read_by
 from common.wire import FIGURES, Order, Said, Tensors, pack_order, to_record, to_tensors
 from server.admission import Gate, Inadmissible, Member
-from server.aggregation import Aggregator, default_rule, make_aggregator
+from server.aggregation import STREAMING, Aggregator, default_rule, make_aggregator
 from server.lora import aggregate_plain_lora
 
 LOG = logging.getLogger("confed.server")
@@ -166,7 +166,9 @@ class Exchange(FedAvg):
         given, sites = self.plan.federation.quorum, len(self.members)
         if given:
             return min(given, sites)
-        robust = 2 * self.plan.federation.tolerate + 3 if self.rule() != "mean" else 1
+        # With 2f + 1 answers, f of them hostile, a robust rule is still between honest ones. More
+        # would let f sites end a run by sending nothing.
+        robust = 1 if self.rule() in STREAMING else 2 * self.plan.federation.tolerate + 1
         return min(max(math.ceil(sites / 2), robust), sites)
 
     def _require_quorum(self, number: int, admitted: set[str]) -> None:

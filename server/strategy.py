@@ -15,12 +15,13 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM, FedYogi
 
+from common.errors import ConfigError
 from common.plan import RunPlan
 from common.recommender import held_by, is_text, kind_of
 from common.spending import noise_of
 from common.wire import Tensors, to_record
 from server.admission import Gate, Member
-from server.aggregation import require_rule
+from server.aggregation import STREAMING, require_rule
 from server.checkpoint import Arrays
 from server.exchange import Exchange
 from server.heads import HeadBook
@@ -236,16 +237,40 @@ def make_strategy(
     strategy.released = {name: value.copy() for name, value in initial.items()}
     if isinstance(strategy, ConsortiumFedAdamMini):
         strategy.noise_power = noise_power(strategy)
-    require_rule(strategy.rule(), sites=len(members), tolerate=federation.tolerate)
-    _say_what_is_borne(strategy)
+    require_robustness(strategy)
     return strategy
+
+
+def require_robustness(strategy: Exchange) -> None:
+    """Refuse a rule that cannot hold what it promises in this run.
+
+    Raises:
+        ConfigError: too few sites or too small a quorum for f hostile ones, LoRA by products
+            (a mean) under a robust rule, or weights by noise where there is none.
+    """
+    plan, rule, sites = strategy.plan.federation, strategy.rule(), len(strategy.members)
+    require_rule(rule, sites=sites, tolerate=plan.tolerate)
+    if rule == "inverse-variance" and not strategy.plan.privacy.private:
+        raise ConfigError("Expected a private plan for inverse-variance, got no noise; take mean.")
+    if rule in STREAMING:
+        return
+    if plan.lora_aggregation == "svd":
+        raise ConfigError(
+            f"Expected lora_aggregation = mean beside {rule}, got svd: it is a mean, which one "
+            "hostile site moves; set aggregation = mean or lora_aggregation = mean."
+        )
+    least = 2 * plan.tolerate + 3
+    if 0 < plan.quorum < least and plan.aggregation != "auto":
+        raise ConfigError(
+            f"Expected a quorum of {least} or more for {rule} against {plan.tolerate} hostile "
+            f"sites, got {plan.quorum}; raise it, or leave it out."
+        )
+    _say_what_is_borne(strategy)
 
 
 def _say_what_is_borne(strategy: Exchange) -> None:
     """A domain's own tensors come from its own sites: few of them bear fewer hostile ones."""
     tolerate = strategy.plan.federation.tolerate
-    if strategy.rule() in {"mean", "norm-bounded", "inverse-variance"}:
-        return
     for domain, sites in sorted(
         Counter(m.identity.domain for m in strategy.members.values()).items()
     ):

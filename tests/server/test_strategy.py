@@ -16,7 +16,7 @@ from flwr.app import (
 )
 from flwr.clientapp import ClientApp
 
-from common.errors import RefusedError
+from common.errors import ConfigError, RefusedError
 from common.plan import RunPlan
 from common.recommender import is_text
 from common.signing import SigningKey
@@ -420,3 +420,38 @@ def test_a_domain_too_small_for_the_promised_number_of_hostile_sites_is_named(
     assert [record.getMessage() for record in caplog.records] == [
         "domain bank has 5 sites: its own tensors bear 1 hostile ones, not 2"
     ]
+
+
+def nine(**changed: Any) -> dict[int, Member]:
+    return {
+        FIRST_NODE + i: Member(
+            node=FIRST_NODE + i,
+            identity=Identity(
+                site=f"s{i}", domain="care", items=5, catalog="ab", declared_subjects=100
+            ),
+        )
+        for i in range(9)
+    }
+
+
+@pytest.mark.parametrize(
+    ("federation", "part"),
+    [
+        ({"quorum": 5, "aggregation": "trimmed-mean"}, "quorum of 7"),
+        ({"lora_aggregation": "svd"}, "lora_aggregation = mean"),
+        ({"aggregation": "median", "tolerate": 4}, "at least 11 sites"),
+        ({"aggregation": "inverse-variance"}, "private plan"),
+    ],
+)
+def test_a_rule_that_cannot_hold_its_promise_is_refused_at_the_start(
+    federation: dict[str, Any], part: str
+) -> None:
+    with pytest.raises(ConfigError, match=part):
+        made(plan_of(**{"quorum": 0, **federation}), nine(), initial_of())
+
+
+def test_two_sites_that_send_nothing_do_not_end_a_run_of_eight() -> None:
+    members = {node: member for node, member in nine().items() if node != FIRST_NODE}
+    strategy = made(plan_of(quorum=0), members, initial_of())
+    assert strategy.rule() == "trimmed-mean"
+    assert strategy.quorum() == 5

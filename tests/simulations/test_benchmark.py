@@ -63,6 +63,7 @@ def test_every_row_names_its_figure_its_comparison_and_its_bounds(
         "Per-subject gradients",
         "Secure noise",
         "Accounting",
+        "Aggregation",
         "Ledger: a reservation",
         "Ledger: verified",
         "confed --help",
