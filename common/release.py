@@ -3,12 +3,15 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from common.entries import canonical
 from common.errors import ModelError, SecurityRefused
 from common.limits import LIMITS
 from common.signing import PublicKey, SigningKey
+
+if TYPE_CHECKING:
+    from common.adapter import Manifest
 
 FORMAT: Final = "confed-release-1"
 PURPOSE: Final = "adapter-release"
@@ -56,6 +59,60 @@ def read_release(path: Path, key: PublicKey | None) -> dict[str, Any]:
         )
     if not named.verifies(PURPOSE, body, signature):
         raise SecurityRefused(f"Expected the server's signature in {path.name}, it does not fit.")
-    if not isinstance(statement, dict) or statement.get("format") != FORMAT:
+    if not _is_statement(statement):
         raise ModelError(f"Expected a release of format {FORMAT} in {path.name}, got another.")
     return {**statement, "server_key": named.fingerprint}
+
+
+def require_released(told: Mapping[str, Any], manifest: "Manifest") -> None:
+    """Check that an adapter file is the one that a release is about, its manifest included.
+
+    Args:
+        told: a release that `read_release` gave.
+        manifest: of the file, its tensors checked against it.
+
+    Raises:
+        SecurityRefused: other tensors, another plan, backbone or catalogs.
+    """
+    shown = {
+        "adapter_sha256": manifest.sha256,
+        "backbone_sha256": manifest.backbone_sha256,
+        "catalogs": manifest.catalogs,
+        "plan": manifest.plan.to_json(),
+    }
+    for name, value in shown.items():
+        if told[name] != value:
+            what = "tensors" if name == "adapter_sha256" else name.removesuffix("_sha256")
+            raise SecurityRefused(f"Expected the adapter that was released, got other {what}.")
+
+
+def _is_statement(statement: object) -> bool:
+    """Whether everything that is shown of a release is there; anybody can sign anything."""
+    if not isinstance(statement, dict) or statement.get("format") != FORMAT:
+        return False
+    sites = statement.get("sites")
+    return _has(statement, _FIELDS) and all(_has(site, _SITE_FIELDS) for site in sites or ())
+
+
+def _has(told: object, fields: Mapping[str, tuple[type, ...]]) -> bool:
+    return isinstance(told, dict) and all(type(told.get(n)) in kinds for n, kinds in fields.items())
+
+
+_FIELDS: Final[Mapping[str, tuple[type, ...]]] = {
+    "adapter_sha256": (str,),
+    "backbone_sha256": (str,),
+    "catalogs": (dict,),
+    "plan": (str,),
+    "run": (str,),
+    "rounds": (int,),
+    "released_round": (int,),
+    "ended": (str,),
+    "aggregation": (str,),
+    "sites": (list,),
+}
+_SITE_FIELDS: Final[Mapping[str, tuple[type, ...]]] = {
+    "site": (str,),
+    "domain": (str,),
+    "epsilon": (int, float, type(None)),
+    "delta": (int, float, type(None)),
+}

@@ -64,7 +64,7 @@ def build(
             agreed = agreed.with_domains(declared_subjects(members.values()))
         else:
             require_began(list(members.values()), resumed.facts["members"])
-        frozen = backbone if backbone is not None else load_backbone(agreed.recommender.backbone)
+        frozen = backbone if backbone is not None else _backbone(agreed)
         initial = initial_adapter(agreed, members.values(), frozen)  # (3)
         run = str(context.run_id) if resumed is None else resumed.run
         strategy = make_strategy(agreed, members, initial, heads=book, run=run)
@@ -75,7 +75,7 @@ def build(
             membership=Membership(members=members, weights=weights or {}),
             current=initial,
             checkpoints=_checkpoints(chosen),
-            public=_public(chosen, agreed, frozen),
+            public=_public(chosen, agreed, frozen, members.values()),
             on_round=on_round,
             phase=phase,
             options=vars(chosen),
@@ -111,6 +111,11 @@ def open_heads(folder: Path | None) -> HeadBook:
     except OSError as error:
         raise ConfigError(f"Expected to write into {folder}, got '{error.strerror}'.") from None
     return HeadBook(key, folder / "heads")
+
+
+def _backbone(plan: RunPlan) -> Backbone:
+    """The plan's backbone in the plan's numbers: a site's figures and the server's must agree."""
+    return load_backbone(plan.recommender.backbone, dtype=plan.recommender.dtype)
 
 
 def _checkpoints(options: ServerOptions) -> Checkpoints | None:
@@ -157,7 +162,9 @@ def _agreed(
     return before
 
 
-def _public(options: ServerOptions, plan: RunPlan, backbone: Backbone) -> PublicEvaluation | None:
+def _public(
+    options: ServerOptions, plan: RunPlan, backbone: Backbone, members: Iterable[Member]
+) -> PublicEvaluation | None:
     if not options.public:
         return None
     return open_public(
@@ -166,6 +173,7 @@ def _public(options: ServerOptions, plan: RunPlan, backbone: Backbone) -> Public
         plan.recommender,
         backbone=backbone,
         patience=options.patience,
+        catalogs={m.identity.domain: m.identity.catalog for m in members},
     )
 
 

@@ -59,15 +59,13 @@ def verify(path: Path, public_key: Path | None, *, as_json: bool) -> None:
     Exit status: 0 it fits, 2 no adapter or no release, 3 another key, signature or tensors.
     """
     from common.adapter import load_adapter  # noqa: PLC0415
-    from common.errors import SecurityRefused  # noqa: PLC0415
-    from common.release import read_release, release_path  # noqa: PLC0415
+    from common.release import read_release, release_path, require_released  # noqa: PLC0415
     from common.signing import read_public_key  # noqa: PLC0415
 
     key = None if public_key is None else read_public_key(public_key)
     _tensors, manifest = load_adapter(path)
     told = read_release(release_path(path), key)
-    if told["adapter_sha256"] != manifest.sha256:
-        raise SecurityRefused("Expected the adapter that was released, got other tensors.")
+    require_released(told, manifest)
     if as_json:
         click.echo(json.dumps(told))
         return

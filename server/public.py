@@ -3,6 +3,7 @@
 Choosing a round by private records would cost privacy; by these it costs none.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 
 from common.backbone import Backbone
 from common.catalog import read_catalog
-from common.errors import ConfigError
+from common.errors import ConfigError, DataError
 from common.held_out import HeldOut
 from common.interactions import read_interactions
 from common.plan import RecommenderPlan
@@ -40,7 +41,7 @@ class PublicEvaluation:
         """Score the adapter that round `number` released, and keep it if it is the best."""
         tensors = {name: torch.from_numpy(np.array(value)) for name, value in released.items()}
         figures = self.held_out.figures(tensors)
-        score = float(figures[:, 1].mean()) if len(figures) else 0.0
+        score = float(figures[:, 1].mean())
         self.scores[number] = score
         if self._best is None or score > self.scores[self._best_round]:
             self._best_round = number
@@ -80,21 +81,43 @@ class PublicEvaluation:
 
 
 def open_public(
-    folder: Path, domain: str, plan: RecommenderPlan, *, backbone: Backbone, patience: int
+    folder: Path,
+    domain: str,
+    plan: RecommenderPlan,
+    *,
+    backbone: Backbone,
+    patience: int,
+    catalogs: Mapping[str, str],
 ) -> PublicEvaluation:
     """Read public records in the layout of a data folder.
 
+    Args:
+        folder: of the records.
+        domain: that they are of.
+        plan: of the recommender.
+        backbone: frozen.
+        patience: as of PublicEvaluation.
+        catalogs: digest of the sites' catalog by domain; checked before any site spends.
+
     Raises:
-        ConfigError: the folder or the number of rounds is wrong.
-        DataError: the records are.
+        ConfigError: folder, domain, catalog or patience is wrong.
+        DataError: the records are, or nobody among them has an item to hold out.
     """
     if not folder.is_dir() or patience < 0:
         raise ConfigError(
             f"Expected a folder of public records and a patience of 0 or more, got {folder}, "
             f"{patience}."
         )
+    if domain not in catalogs:
+        raise ConfigError(
+            f"Expected public-domain among {', '.join(sorted(catalogs))}, got {domain}."
+        )
     catalog = read_catalog(folder, domain=domain)
+    if catalog.digest != catalogs[domain]:
+        raise ConfigError(f"Expected the sites' catalog of {domain} in {folder}, got another.")
     interactions, _ = read_interactions(folder, catalog)
     split = leave_one_out(interactions)
     held_out = HeldOut(catalog, split, plan, backbone=backbone, store=ActivationStore())
+    if not len(held_out.subjects):
+        raise DataError(f"Expected subjects with an item to hold out in {folder}, found none.")
     return PublicEvaluation(held_out=held_out, patience=patience)
