@@ -10,7 +10,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from simulations.canvas import INK, PAGE, PALETTE, panels, style
+from common.canvas import INK, PAGE, PALETTE, panels, style
 from simulations.results import Damage, Outcome, RunResult, clean
 
 COLOURS: Final = (INK, PALETTE[0], PALETTE[1])

@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
+from common.canvas import INK, MUTED, PAGE, PALETTE, RULE, panels, style, value_at
 from common.durable import write_atomic
-from simulations.canvas import INK, MUTED, PAGE, PALETTE, RULE, panels, style, value_at
 from simulations.damage_table import plot_damage
 from simulations.results import (
     LABELS,

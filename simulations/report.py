@@ -13,8 +13,8 @@ from typing import Final
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from common.canvas import PAGE, PHONE, to_svg
 from common.durable import write_atomic
-from simulations.canvas import PAGE, PHONE, to_svg
 from simulations.damage_table import damage_rows, headings, title
 from simulations.plots import PLOTS, save_plots
 from simulations.results import (

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from scipy import stats
 
+from common.canvas import INK, MUTED, PAGE, PALETTE, panels, style
 from common.durable import write_atomic
-from simulations.canvas import INK, MUTED, PAGE, PALETTE, panels, style
 from simulations.empirical.canaries import DELTA, CanaryRun
 from simulations.empirical.findings import NOT_A_PROOF
 from simulations.empirical.lira import Attack

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from simulations.canvas import PAGE, PHONE, to_svg
+from common.canvas import PAGE, PHONE, to_svg
 from simulations.plots import (
     PLOTS,
     Plot,
