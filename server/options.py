@@ -42,7 +42,7 @@ def options_from_run_config(config: Mapping[str, Any]) -> ServerOptions:
     """The options in a flat run configuration, `public-domain = "care"` and so on.
 
     Raises:
-        ConfigError: a value of another type.
+        ConfigError: a value of another type or out of range, or one without what it needs.
     """
     given = {key.replace("-", "_"): value for key, value in config.items()}
     known = {
@@ -55,11 +55,22 @@ def options_from_run_config(config: Mapping[str, Any]) -> ServerOptions:
                 f"got {type(given[name]).__name__}."
             )
     options = ServerOptions(**{name: given[name] for name in known if name in given})
+    _require_sensible(options)
+    return options
+
+
+def _require_sensible(options: ServerOptions) -> None:
+    if options.sites < 1 or options.patience < 0:
+        raise ConfigError(
+            "Expected sites of 1 or more and patience of 0 or more in the run configuration, got "
+            f"{options.sites}, {options.patience}."
+        )
+    if options.patience and not options.public:
+        raise ConfigError("Expected public, by which a round is better, beside patience.")
     if options.public and not options.public_domain:
         raise ConfigError("Expected public-domain beside public in the run configuration.")
     if options.resume and not options.state:
         raise ConfigError("Expected state, the folder to resume from, beside resume.")
-    return options
 
 
 def plan_from_run_config(config: Mapping[str, Any]) -> RunPlan:

@@ -1,6 +1,7 @@
 """What `confed server` and `confed adapter` do and print."""
 
 import json
+import shlex
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -57,7 +58,7 @@ def resume_run(state: Path, superlink: str, *, app: Path, run_config: str, dry_r
     command += ["--run-config", words, *(["--run-config", run_config] if run_config else [])]
     click.echo(f"resuming run {found.run} after round {found.round} of {rounds}")
     if dry_run:
-        click.echo(" ".join(repr(word) if " " in word else word for word in command))
+        click.echo(shlex.join(command))
         return 0
     if shutil.which("flwr") is None:
         raise ConfigError("Expected Flower's command flwr on the path; install confed[server].")
