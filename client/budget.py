@@ -11,13 +11,13 @@ from rich.table import Table
 
 from client.opt_out import add_opt_out
 from common.accounting import PrivacyChoice, Spent, check_privacy, schedule, spent
-from common.caps import caps_from_plain
+from common.caps import SiteCaps, caps_from_plain
 from common.entries import is_name
-from common.errors import ConfigError, PrivacyRefused
+from common.errors import ConfigError, PrivacyRefused, SecurityRefused
 from common.ledger import Ledger
 from common.mechanism import Composed, Event, Repeated
 from common.privacy_filter import fits
-from common.site_ledger import open_ledger, rotate_key, start_ledger
+from common.site_ledger import has_ledger, open_ledger, rotate_key, start_ledger
 from common.verification import spent_of
 
 STEPS_SHOWN = 6
@@ -39,6 +39,10 @@ def start(folder: Path, options: Mapping[str, Any]) -> None:
         "rounds": options["max_rounds"],
     }
     caps = caps_from_plain(asked)
+    if has_ledger(folder):  # nothing beside it is touched either, the first public key least of all
+        raise SecurityRefused(
+            f"Expected no ledger in {folder}, found one; it is never overwritten."
+        )
     ledger = start_ledger(folder, site=str(options["name"]), caps=caps)
     key = ledger.state().keys[0]
     console = _console()
@@ -118,7 +122,7 @@ def show_plan(folder: Path | None, options: Mapping[str, Any]) -> None:
 
     Raises:
         ConfigError: a value out of range.
-        PrivacyRefused: it does not fit the budget of the ledger in `folder`.
+        PrivacyRefused: it does not fit the limits or the budget of the ledger in `folder`.
     """
     rounds, steps = int(options["rounds"]), int(options["local_steps"])
     if rounds < 1 or steps < 1:
@@ -134,6 +138,8 @@ def show_plan(folder: Path | None, options: Mapping[str, Any]) -> None:
         ),
         subjects=1,
     )
+    if folder is not None:
+        _require_caps(open_ledger(folder).state().caps, options, noise)
     one = schedule(noise_multiplier=noise, sample_rate=options["sample_rate"], steps=steps)
     marks = sorted({max(1, rounds * k // STEPS_SHOWN) for k in range(1, STEPS_SHOWN + 1)})
     costs = {n: spent(Repeated(count=n, event=one), delta=options["delta"]) for n in marks}
@@ -147,6 +153,23 @@ def show_plan(folder: Path | None, options: Mapping[str, Any]) -> None:
         raise PrivacyRefused(
             f"Expected a run within the budget, needed {fit['needed']:.4g} more, left "
             f"{fit['left']:.4g}; {fit['rounds']} of its rounds would fit."
+        )
+
+
+def _require_caps(caps: SiteCaps, options: Mapping[str, Any], noise: float) -> None:
+    """Refuse what the ledger would refuse, budget or not."""
+    most = {
+        "rounds": (options["rounds"], caps.rounds),
+        "sample rate": (options["sample_rate"], caps.sample_rate),
+        "delta": (options["delta"], caps.delta),
+    }
+    for name, (asked, cap) in most.items():
+        if asked > cap:
+            raise PrivacyRefused(f"Expected {name} of at most {cap:g} at this site, got {asked:g}.")
+    if noise < caps.noise_multiplier:
+        raise PrivacyRefused(
+            f"Expected noise multiplier of at least {caps.noise_multiplier:g} at this site, got "
+            f"{noise:.4g}."
         )
 
 
