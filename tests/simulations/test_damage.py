@@ -299,8 +299,7 @@ def test_what_cannot_be_is_refused_in_one_line_before_anything_runs(
 # Row 19 of the acceptance figures, on ten made-up hospitals; minutes
 
 MOST_LOST, MOST_TRAPPED = 0.05, 0.10
-OUT_OF_SIGHT = {"sign-flip", "sign-flip-x10", "gaussian", "alie", "alie-inverse", "ipm",
-                "label-flip", "backdoor"}  # fmt: skip
+OUT_OF_SIGHT = {"sign-flip", "sign-flip-x10", "alie", "alie-inverse", "label-flip", "backdoor"}
 """What hides in the honest sites' own noise, which is longer than ten times the signal."""
 
 
