@@ -67,7 +67,8 @@ class HeldOut:
         """(n, 3): one, NDCG@10 and hit at 10 of each subject, all in [0, 1]."""
         self._model.load(tensors)
         self._texts.adapter_changed(self._model.text)
-        ranks = [self._ranks(rows) for rows in torch.arange(len(self._target)).split(BATCH)]
+        parts = torch.arange(len(self._target)).split(BATCH)
+        ranks = [self._ranks(rows) for rows in parts if len(rows)]
         rank = torch.cat(ranks).numpy() if ranks else np.zeros(0, np.int64)
         hit = (rank >= 1) & (rank <= DEPTH)
         ndcg = np.where(hit, 1 / np.log2(np.maximum(rank, 1) + 1.0), 0.0)

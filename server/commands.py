@@ -21,15 +21,28 @@ def server() -> None:
     help="Folder of the Flower app, the one the run was started from.  [default: .]",
 )
 @click.option("--run-config", default="", help="More of the run configuration, as for `flwr run`.")
+@click.option(
+    "--federation-config", default="", help="Of a simulated federation, as for `flwr run`."
+)
 @click.option("--dry-run", is_flag=True, help="Only say what would be run.")
-def resume(state: Path, superlink: str, app: Path, run_config: str, *, dry_run: bool) -> int:
+def resume(
+    state: Path,
+    superlink: str,
+    app: Path,
+    run_config: str,
+    federation_config: str,
+    *,
+    dry_run: bool,
+) -> int:
     """Go on with a run after the last round committed in STATE, through SUPERLINK.
 
     The plan comes from the checkpoint; a damaged checkpoint falls back one round.
     """
     from server.resume import resume_run  # noqa: PLC0415
 
-    return resume_run(state, superlink, app=app, run_config=run_config, dry_run=dry_run)
+    more = ["--run-config", run_config] if run_config else []
+    more += ["--federation-config", federation_config] if federation_config else []
+    return resume_run(state, superlink, app=app, more=more, dry_run=dry_run)
 
 
 @server.command()

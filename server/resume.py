@@ -4,7 +4,7 @@ import json
 import shlex
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,17 @@ def newest(state: Path) -> Checkpoint:
     return found
 
 
-def resume_run(state: Path, superlink: str, *, app: Path, run_config: str, dry_run: bool) -> int:
+def resume_run(
+    state: Path, superlink: str, *, app: Path, more: Sequence[str] = (), dry_run: bool = False
+) -> int:
     """Start the run again through Flower; the answer is Flower's exit status.
+
+    Args:
+        state: of the server.
+        superlink: name of a connection; empty for Flower's default.
+        app: folder of the Flower app.
+        more: words for `flwr run`; a run configuration among them overrides the run's.
+        dry_run: only print the command.
 
     Raises:
         ConfigError: nothing to resume, it is finished, or Flower is not installed.
@@ -54,8 +63,8 @@ def resume_run(state: Path, superlink: str, *, app: Path, run_config: str, dry_r
     named = ((key.replace("_", "-"), json.dumps(config[key])) for key in sorted(config))
     words = " ".join(f"{key}={value}" for key, value in named)
     command = ["flwr", "run", str(app), *([superlink] if superlink else []), "--stream"]
-    # Two options: within one, Flower refuses a key that comes twice; a later one overrides.
-    command += ["--run-config", words, *(["--run-config", run_config] if run_config else [])]
+    # Each configuration is an option: in one, Flower refuses a key that comes twice.
+    command += ["--run-config", words, *more]
     click.echo(f"resuming run {found.run} after round {found.round} of {rounds}")
     if dry_run:
         click.echo(shlex.join(command))

@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from common.accounting import spent
 from common.errors import ConfigError, PrivacyRefused
-from common.mechanism import Gaussian, PoissonSampled, Repeated, leaves
+from common.mechanism import Gaussian, Leaf, PoissonSampled, Repeated, leaves
 from common.plan import EvaluationPlan, FederationPlan, PrivacyPlan, RunPlan
 from common.spending import cost_after, evaluation_event, events_of, noise_of, round_event
 
@@ -48,7 +48,7 @@ def test_the_cost_counts_every_step_and_every_evaluation_so_far(
     done = min(done, rounds)
     plan = plan_of(rounds=rounds, steps=steps, every=every)
     found = dict(leaves(cost_after(plan, 2.0, done)))
-    wanted = {}
+    wanted: dict[Leaf, int] = {}
     if done:
         wanted[STEP] = done * steps
     if every and done // every:

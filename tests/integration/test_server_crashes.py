@@ -1,6 +1,12 @@
 """The server killed in each phase of a round: the same adapter, and no round is paid for twice."""
 
+import contextlib
+import json
+import os
 import random
+import signal
+import subprocess
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +19,10 @@ from common.signing import read_public_key
 from common.verification import verify
 from server.checkpoint import Checkpoints
 from tests.children import KILLED
+from tests.integration.test_flwr_run import ROOT, environment, running, surroundings
 from tests.server.consortium import SITES, plan_of, start_server
 
+__all__ = ["environment"]
 PHASES = ("configure", "collect", "aggregate", "checkpoint")
 RESTART = 30
 """Seconds that a restart may take, start of the process included."""
@@ -170,3 +178,68 @@ def test_a_folder_with_rounds_is_not_begun_anew(undisturbed: str, tmp_path: Path
     assert run(tmp_path, kill=("configure", 3)) == KILLED
     assert run(tmp_path) == 3
     assert "run `confed server resume`" in (tmp_path / "error").read_text()
+
+
+# The real thing: Flower's own processes, killed and resumed by the command
+
+
+@pytest.mark.slow
+def test_flwr_run_that_was_killed_is_resumed_by_the_command(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    state, out = tmp_path / "state", tmp_path / "adapter.safetensors"
+    nodes = ("--federation-config", "num-supernodes=2 client-resources-num-cpus=1")
+    config = f'federation.rounds=8 sites=2 privacy.epsilon=6.0 out="{out}" state="{state}"'
+    around = {"cwd": ROOT, "env": environment, "text": True}
+    with (tmp_path / "first.log").open("w") as log:
+        first = subprocess.Popen(
+            ["flwr", "run", ".", "--stream", *nodes, "-c", config],
+            stdout=log, stderr=log, **around,  # type: ignore[call-overload]
+        )  # fmt: skip
+        wait_for(state / "checkpoints" / "round-000002.json", 180)
+        first.kill()
+        first.wait()
+    kill_processes_of(Path(environment["FLWR_HOME"]))
+    assert not out.exists()
+    done = max(Checkpoints(state / "checkpoints").rounds())
+    assert 2 <= done < 8
+    again = subprocess.run(
+        ["confed", "server", "resume", str(state), "--app", str(ROOT), *nodes],
+        capture_output=True, check=False, timeout=300, **around,  # type: ignore[call-overload]
+    )  # fmt: skip
+    assert again.returncode == 0, (again.stdout + again.stderr)[-3000:]
+    assert f"after round {done} of 8" in again.stdout
+    checked = subprocess.run(
+        ["confed", "adapter", "verify", str(out), "--public-key", str(state / "public-key.pem"),
+         "--json"],
+        capture_output=True, check=False, **around,  # type: ignore[call-overload]
+    )  # fmt: skip
+    assert checked.returncode == 0, checked.stderr
+    told = json.loads(checked.stdout)
+    assert (told["rounds"], told["ended"]) == (8, "after its last round")
+    assert all(site["epsilon"] > 0 for site in told["sites"])
+    ledgers = list(Path(environment["XDG_STATE_HOME"]).glob("confed/simulated/*/*/ledger.jsonl"))
+    assert {path.parent.parent.name for path in ledgers} == {told["run"]}
+    for path in ledgers:
+        found = verify(path.read_bytes(), read_public_key(path.with_name("public-key.pem")))
+        assert found.passed
+        ((reserved, released),) = [(run.reserved, run.released) for run in found.runs]
+        assert released == 8
+        assert reserved <= 9
+
+
+def wait_for(path: Path, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < deadline, f"no {path.name} after {seconds} seconds"
+        time.sleep(0.05)
+
+
+def kill_processes_of(home: Path) -> None:
+    """As `kill -9` on every process that was started with this Flower home."""
+    mark = f"FLWR_HOME={home}".encode()
+    while found := [pid for pid in running() if mark in surroundings(pid)]:
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.2)

@@ -37,7 +37,7 @@ def test_flowers_exit_status_is_the_answer(
 ) -> None:
     state = state_of(tmp_path / "state")
     monkeypatch.setenv("PATH", f"{flower(tmp_path, status)}{os.pathsep}{os.environ['PATH']}")
-    answer = resume_run(state, "local", app=Path("app"), run_config="sites=2", dry_run=False)
+    answer = resume_run(state, "local", app=Path("app"), more=["--run-config", "sites=2"])
     assert answer == status
     words = (tmp_path / "words").read_text().splitlines()
     assert words[:4] == ["run", "app", "local", "--stream"]
@@ -53,7 +53,7 @@ def test_without_flower_it_says_what_to_install(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ConfigError, match=r"confed\[server\]"):
-        resume_run(state_of(tmp_path), "", app=Path(), run_config="", dry_run=False)
+        resume_run(state_of(tmp_path), "", app=Path())
 
 
 def test_a_state_without_rounds_says_how_to_start(tmp_path: Path) -> None:
@@ -67,5 +67,5 @@ def test_a_relative_state_is_told_in_full(
     """The server's process starts elsewhere."""
     state_of(tmp_path / "state")
     monkeypatch.chdir(tmp_path)
-    resume_run(Path("state"), "", app=Path(), run_config="", dry_run=True)
+    resume_run(Path("state"), "", app=Path(), dry_run=True)
     assert str(tmp_path / "state") in capsys.readouterr().out
