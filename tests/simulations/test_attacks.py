@@ -229,7 +229,7 @@ def test_an_attacked_run_repeats_bit_for_bit() -> None:
 
 def test_more_hostile_sites_than_the_quorum_bears_stop_the_run_with_one_line() -> None:
     with pytest.raises(RefusedError, match="Expected answers of 7 sites") as error:
-        run(plan(), disturb=Hostility("nan", frozenset({"s6", "s7", "s8"})))
+        run(plan(quorum=7), disturb=Hostility("nan", frozenset({"s6", "s7", "s8"})))
     assert "\n" not in str(error.value)
 
 

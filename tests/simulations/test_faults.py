@@ -101,14 +101,14 @@ def test_with_nine_sites_and_two_drop_outs_two_hostile_ones_are_still_trimmed() 
 
 def test_a_round_below_its_quorum_is_asked_again_until_enough_are_there() -> None:
     bad = Bad(Misfortune(fault="drop-out", rate=0.3, seed=2))
-    run(plan(rounds=3, attempts=50), disturb=bad)
+    run(plan(rounds=3, quorum=7, attempts=50), disturb=bad)
     assert sum(bad.last.lost.values()) > 2 * 3
 
 
 def test_a_round_that_never_finds_its_quorum_ends_the_run_with_one_line() -> None:
     bad = Bad(Misfortune(fault="drop-out", rate=1.0, partitions=frozenset({0, 1, 2})))
     with pytest.raises(RefusedError, match="Expected answers of 7 sites") as error:
-        run(plan(), disturb=bad)
+        run(plan(quorum=7), disturb=bad)
     assert "\n" not in str(error.value)
 
 
