@@ -244,6 +244,46 @@ def test_a_resumed_run_ends_with_the_same_bits_under_every_optimiser(
     assert found == {3: wanted[3]}
 
 
+def unlike(site: str, number: int) -> float:
+    """Two of nine send what the others do not."""
+    return -0.2 if site in {"s0", "s1"} else 0.01 * number + 0.001 * int(site[1:])
+
+
+def of_nine(**more: Any) -> Run:
+    return Run(9, value=unlike, aggregation="auto", tolerate=2, rounds=5, quorum=7, **more)
+
+
+def test_what_a_rule_remembers_of_earlier_rounds_outlives_the_server(tmp_path: Path) -> None:
+    wanted = of_nine()
+    wanted.loop.run()
+    stopped = of_nine(folder=tmp_path)
+    stopped.loop.phase = stops_at("collect", 4)
+    with pytest.raises(Stopped):
+        stopped.loop.run()
+    found, again = Checkpoints(tmp_path).newest(), of_nine()
+    assert found is not None
+    again.loop.resume(found)
+    again.loop.run()
+    for name, value in wanted.released[5].items():
+        assert np.array_equal(again.released[5][name], value), name
+
+
+def test_an_attempt_that_missed_its_quorum_leaves_nothing_behind() -> None:
+    wanted, run = of_nine(), of_nine()
+    wanted.loop.run()
+    asked: list[int] = []
+
+    def phase(name: str, number: int) -> None:
+        asked.extend([number] * (name == "configure"))
+        run.silent = {"s6", "s7", "s8"} if asked.count(3) == 1 and number == 3 else set()
+
+    run.loop.phase = phase
+    run.loop.run()
+    assert asked.count(3) == 2
+    for name, value in wanted.released[5].items():
+        assert np.array_equal(run.released[5][name], value), name
+
+
 def test_a_run_is_not_resumed_under_another_plan(tmp_path: Path) -> None:
     two: dict[str, Any] = {"sites": SITES[:2], "permits": RoomyLedgers(tmp_path / "ledgers")}
     state = str(tmp_path / "state")
