@@ -120,6 +120,7 @@ class FederationPlan(Frozen):
     """Exponential average of the iterates that is released; 0 releases the last one."""
     aggregation: Literal[
         "auto",
+        "agreement",
         "mean",
         "trimmed-mean",
         "median",
@@ -128,7 +129,7 @@ class FederationPlan(Frozen):
         "norm-bounded",
         "inverse-variance",
     ] = "auto"
-    """How updates become one; auto trims when there are at least 2 * tolerate + 3 sites."""
+    """How updates become one; auto is agreement with 2 * tolerate + 3 sites at least, else mean."""
     tolerate: int = Field(default=2, ge=0, le=LIMITS.sites)
     """Hostile sites f that a robust rule is to bear, a count."""
     lora_aggregation: Literal["mean", "svd"] = "mean"

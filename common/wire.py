@@ -45,6 +45,7 @@ class Said(IntEnum):
     NOT_FINITE = 2006
     TOO_LONG = 2007
     SUSPENDED = 2008
+    TOO_SHORT = 2009
 
 
 @dataclass(frozen=True, kw_only=True)

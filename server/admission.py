@@ -2,18 +2,20 @@
 
 The steps, numbered in `admit`: (1) form, (2) round, (3) the ledger shown, (4) a release of these
 very bytes for this run and round, signed by the site, (5) tensors, (6) shapes, (7) finite numbers,
-(8) length within the public bound. The release is the envelope over run, round, seq and the body.
+(8) length within the public bound, (9) not too short for the noise that is in it. The release is
+the envelope over run, round, seq and the body.
 """
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from flwr.app import Message
 from numpy.typing import NDArray
 
-from common.bounds import update_bound
+from common.bounds import least_squared_length, noise_variance, update_bound
 from common.errors import ConfedError, SecurityRefused
 from common.plan import RunPlan
 from common.wire import (
@@ -28,6 +30,10 @@ from common.wire import (
     unpack_evaluation,
 )
 from server.heads import HeadBook
+
+LEAST_SIZE = 100
+"""Numbers of a tensor whose noise is looked for; a few tell too little."""
+_shortest = lru_cache(maxsize=256)(least_squared_length)
 
 
 class Inadmissible(SecurityRefused):
@@ -141,7 +147,28 @@ class Gate:
                 raise Inadmissible(Said.NOT_FINITE, f"tensor {name} is not finite")
         if length(update) > self.bound(member.identity, shapes):  # (8)
             raise Inadmissible(Said.TOO_LONG, "update is longer than any honest one can be")
+        if self.plan.privacy.private:
+            self._require_noise(update, member)  # (9)
         return update
+
+    def _require_noise(self, update: Tensors, member: Member) -> None:
+        """Refuse a tensor that is too short for the noise that the plan says is in it.
+
+        It is no honest site's: either it protects nobody, or it was made to stand out.
+        """
+        variance = self.variance(member.identity)
+        for name, value in update.items():
+            squared = float(np.square(value, dtype=np.float64).sum())
+            if value.size >= LEAST_SIZE and squared < _shortest(variance, value.size):
+                raise Inadmissible(Said.TOO_SHORT, f"tensor {name} lacks the plan's noise")
+
+    def variance(self, identity: Identity) -> float:
+        """Variance of the noise in one number of a site's update; public."""
+        return noise_variance(
+            self.plan,
+            noise_multiplier=self.noise_multiplier,
+            expected=self.plan.privacy.sample_rate * identity.declared_subjects,
+        )
 
     def bound(self, identity: Identity, shapes: Mapping[str, tuple[int, ...]]) -> float:
         """Public bound on the length of one site's update."""

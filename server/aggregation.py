@@ -42,6 +42,8 @@ RULES: Final = (
     "norm-bounded",
     "inverse-variance",
 )
+AGREEMENT: Final = "agreement"
+"""The rule that remembers earlier rounds, in `server.agreement`; the others look at one alone."""
 STREAMING: Final = frozenset({"mean", "inverse-variance"})
 """Rules that hold running sums and tolerate no hostile site."""
 
@@ -81,7 +83,8 @@ def require_rule(rule: str, *, sites: int, tolerate: int) -> None:
     Raises:
         ConfigError: an unknown rule, or a robust rule with fewer than 2 * tolerate + 3 sites.
     """
-    _require_known(rule, tolerate)
+    if rule != AGREEMENT:
+        _require_known(rule, tolerate)
     if rule not in STREAMING and sites < _needed(tolerate):
         raise ConfigError(
             f"Expected at least {_needed(tolerate)} sites for {rule} against {tolerate} hostile "
@@ -90,8 +93,8 @@ def require_rule(rule: str, *, sites: int, tolerate: int) -> None:
 
 
 def default_rule(sites: int, tolerate: int) -> str:
-    """The trimmed mean where enough sites take part for it, else the mean."""
-    return "trimmed-mean" if tolerate > 0 and sites >= _needed(tolerate) else "mean"
+    """Agreement over rounds where enough sites take part for it, else the mean."""
+    return AGREEMENT if tolerate > 0 and sites >= _needed(tolerate) else "mean"
 
 
 def _needed(tolerate: int) -> int:

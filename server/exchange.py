@@ -16,7 +16,8 @@ from common.plan import RunPlan
 from common.recommender import held_by, is_text, read_by
 from common.wire import FIGURES, Order, Said, Tensors, pack_order, to_record, to_tensors
 from server.admission import Gate, Inadmissible, Member
-from server.aggregation import STREAMING, Aggregator, default_rule, make_aggregator
+from server.aggregation import AGREEMENT, STREAMING, Aggregator, default_rule, make_aggregator
+from server.agreement import AgreeingMean, Agreement
 from server.lora import aggregate_plain_lora
 
 LOG = logging.getLogger("confed.server")
@@ -34,6 +35,7 @@ class Exchange(FedAvg):
     shapes: Mapping[str, tuple[int, ...]]
     gate: Gate
     run: str
+    agreement: Agreement
     offences: Counter[str]
     said: dict[str, Said]
     _sent: Tensors
@@ -131,12 +133,17 @@ class Exchange(FedAvg):
                 continue
             admitted.add(site)
             self.said[site] = Said.ADMITTED
-            aggregator.add(site, update, weight=member.weight, variance=self.variance(member))
+            aggregator.add(
+                site, update, weight=member.weight, variance=self.gate.variance(member.identity)
+            )
             if self._by_products():
                 factors[site] = {n: self._sent[n] + v for n, v in update.items() if is_text(n)}
         self._require_quorum(server_round, admitted)
         self.gate.heads.countersign(run=self.run, number=server_round)
-        return to_record(self._moved({**aggregator.result(), **self._products(factors)})), None
+        moved = self._moved({**aggregator.result(), **self._products(factors)})
+        if isinstance(aggregator, AgreeingMean) and aggregator.left_out:
+            LOG.info("round %d: left out %s", server_round, ", ".join(aggregator.left_out))
+        return to_record(moved), None
 
     def _by_products(self) -> bool:
         """Whether plain LoRA is aggregated by the products of its factors."""
@@ -190,16 +197,11 @@ class Exchange(FedAvg):
             self.gate.bound(m.identity, self.moved_in(number, m.identity.domain))
             for m in self.members.values()
         )
-        return make_aggregator(
-            self.rule(), tolerate=self.plan.federation.tolerate, bound=max(bounds)
-        )
-
-    def variance(self, member: Member) -> float:
-        """Variance of the noise in one number of a site's update; public."""
-        privacy, federation = self.plan.privacy, self.plan.federation
-        step = self.gate.noise_multiplier * privacy.max_grad_norm * federation.client_learning_rate
-        expected = privacy.sample_rate * member.identity.declared_subjects
-        return float(federation.local_steps * (step / expected) ** 2)
+        tolerate, bound = self.plan.federation.tolerate, max(bounds)
+        if self.rule() == AGREEMENT:
+            domains = {m.identity.site: m.identity.domain for m in self.members.values()}
+            return AgreeingMean(self.agreement, domains, tolerate=tolerate, bound=bound)
+        return make_aggregator(self.rule(), tolerate=tolerate, bound=bound)
 
     def _moved(self, delta: Mapping[str, NDArray[np.float64]]) -> Tensors:
         return {

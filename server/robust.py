@@ -124,6 +124,15 @@ def gram(rows: Rows) -> Vector:
     return found
 
 
+def inner_products(rows: Rows) -> Vector:
+    """Inner products of the rows around zero, shape (n, n), float64."""
+    found = np.zeros((len(rows), len(rows)))
+    for _, block in _pieces(rows):
+        wide = block.astype(np.float64)
+        found += wide.T @ wide
+    return found
+
+
 def lengths(rows: Rows) -> Vector:
     """Squared Euclidean length of each row, float64, shape (n,)."""
     found = np.zeros(len(rows))

@@ -163,6 +163,7 @@ class RoundLoop:
                 facts={
                     "optimizer": facts,
                     "offences": dict(self.strategy.offences),
+                    "agreement": self.strategy.agreement.facts(),
                     "members": self.membership.facts(),
                     "public": {} if self.public is None else self.public.facts(),
                     "options": dict(self.options),
@@ -180,6 +181,7 @@ class RoundLoop:
         self.current = {k: np.asarray(v) for k, v in checkpoint.part("current").items()}
         self.strategy.released = checkpoint.part("released")
         self.strategy.offences.update(checkpoint.facts["offences"])
+        self.strategy.agreement.restore(checkpoint.facts["agreement"])
         restore_optimizer(
             self.strategy, checkpoint.part("optimizer"), checkpoint.facts["optimizer"]
         )

@@ -22,6 +22,7 @@ from common.spending import noise_of
 from common.wire import Tensors, to_record
 from server.admission import Gate, Member
 from server.aggregation import STREAMING, require_rule
+from server.agreement import Agreement, borne
 from server.checkpoint import Arrays
 from server.exchange import Exchange
 from server.heads import HeadBook
@@ -233,6 +234,7 @@ def make_strategy(
     strategy.plan, strategy.members, strategy.run = plan, dict(members), run
     strategy.gate = Gate(plan=plan, run=run, heads=heads, noise_multiplier=noise)
     strategy.offences, strategy.said = Counter(), {}
+    strategy.agreement = Agreement()
     strategy.shapes = {name: value.shape for name, value in initial.items()}
     strategy.released = {name: value.copy() for name, value in initial.items()}
     if isinstance(strategy, ConsortiumFedAdamMini):
@@ -274,13 +276,13 @@ def _say_what_is_borne(strategy: Exchange) -> None:
     for domain, sites in sorted(
         Counter(m.identity.domain for m in strategy.members.values()).items()
     ):
-        borne = min(tolerate, max(0, (sites - 3) // 2))
-        if borne < tolerate:
+        stood = borne(sites, tolerate)
+        if stood < tolerate:
             LOG.warning(
                 "domain %s has %d sites: its own tensors bear %d hostile ones, not %d",
                 domain,
                 sites,
-                borne,
+                stood,
                 tolerate,
             )
 
@@ -301,7 +303,7 @@ def noise_power(strategy: Exchange) -> dict[str, float]:
             if held_by(name, m.identity.domain, plan.recommender)
         ]
         mass = sum(m.weight for m in holders)
-        spread = sum(m.weight**2 * strategy.variance(m) for m in holders)
+        spread = sum(m.weight**2 * strategy.gate.variance(m.identity) for m in holders)
         found[name] = spread / mass**2
     return found
 

@@ -1,8 +1,8 @@
 """What a hostile site sends: each attack as a function of arrays, with its source.
 
 Hostile sites know the plan, each other, and, where an attack uses it, every honest update of their
-own domain in the same round (the strongest setting of the literature). They add no noise of their
-own: nothing makes them protect anybody.
+own domain in the same round (the strongest setting of the literature). They add no more noise
+than the server's gate looks for: nothing makes them protect anybody.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 from flwr.app import Context, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
+from numpy.typing import NDArray
 from safetensors.numpy import load
 
 from client.permits import Permits, PermitSource
 from client.session import Session, backbone_for
 from client.site import SiteRecords
-from common.bounds import update_bound
+from common.bounds import noise_variance, update_bound
 from common.errors import ConfigError
 from common.grant import Grant
 from common.plan import RunPlan
@@ -59,12 +60,35 @@ class HostileSession(Session):
             expected=privacy.sample_rate * self.records.declared_subjects,
         )
         known = View(own=mine, honest=self.overhear(), draw=self._draw, bound=bound)
-        return self._attack.poison(known)
+        return self._padded(self._attack.poison(known))
+
+    def _padded(self, made: Tensors) -> Tensors:
+        """Just enough noise for the server's gate, which refuses what lacks the plan's."""
+        if not self.plan.privacy.private:
+            return made
+        variance = noise_variance(
+            self.plan,
+            noise_multiplier=self.noise_multiplier,
+            expected=self.plan.privacy.sample_rate * self.records.declared_subjects,
+        )
+        return {name: _long_enough(value, variance, self._draw) for name, value in made.items()}
 
     def _out(self, order: Order, payload: bytes, released: str) -> Tensors:
         """No gate: whatever was released is sent."""
         made: Tensors = load(payload)
         return made
+
+
+def _long_enough(
+    value: NDArray[np.float32], variance: float, draw: np.random.Generator
+) -> NDArray[np.float32]:
+    squared = float(np.square(value, dtype=np.float64).sum())
+    lacking = variance * value.size - squared
+    if not np.isfinite(squared) or lacking <= 0:
+        return value
+    noise = np.sqrt(lacking / value.size) * draw.standard_normal(value.shape)
+    padded: NDArray[np.float32] = (value + noise).astype(np.float32)
+    return padded
 
 
 class _Draws(Randomness):

@@ -206,7 +206,26 @@ def test_a_reservation_without_a_release_does_not_pay() -> None:
 def test_every_code_but_the_one_for_no_message_at_all_is_met_here() -> None:
     met = {code for code, _ in BAD_UPDATES.values()}
     met |= {code for code, _ in bodies(round_of()).values()}
-    assert met | {Said.ADMITTED, Said.SUSPENDED} == set(Said)
+    assert met | {Said.ADMITTED, Said.SUSPENDED, Said.TOO_SHORT} == set(Said)
+
+
+def test_an_update_without_the_plans_noise_is_refused_and_an_honest_one_never_is() -> None:
+    gate, member = gate_of(400, noise_multiplier=1.5)
+    shapes = {"map.care": (60, 70), "bias.care": (50,)}
+    deviation, draw = np.sqrt(gate.variance(member.identity)), np.random.default_rng(5)
+
+    def verdict(share: float) -> Said | None:
+        update = {n: (share * deviation * draw.standard_normal(s)).astype(np.float32)
+                  for n, s in shapes.items()}  # fmt: skip
+        try:
+            gate._whole(update, member, shapes)
+        except Inadmissible as error:
+            return error.code
+        return None
+
+    assert [verdict(1.0) for _ in range(300)] == [None] * 300
+    assert verdict(0.8) is Said.TOO_SHORT
+    assert verdict(0.0) is Said.TOO_SHORT
 
 
 def gate_of(subjects: int, **privacy: Any) -> tuple[Gate, Member]:

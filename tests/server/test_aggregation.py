@@ -357,14 +357,14 @@ def test_a_mean_takes_any_number_of_sites(rule: str) -> None:
 @pytest.mark.parametrize(
     ("sites", "tolerate", "rule"),
     [
-        (7, 2, "trimmed-mean"),
+        (7, 2, "agreement"),
         (6, 2, "mean"),
-        (5, 1, "trimmed-mean"),
+        (5, 1, "agreement"),
         (4, 1, "mean"),
         (50, 0, "mean"),
     ],
 )
-def test_the_default_trims_where_enough_sites_take_part(
+def test_the_default_is_agreement_where_enough_sites_take_part(
     sites: int, tolerate: int, rule: str
 ) -> None:
     assert default_rule(sites, tolerate) == rule

@@ -299,8 +299,6 @@ def test_what_cannot_be_is_refused_in_one_line_before_anything_runs(
 # Row 19 of the acceptance figures, on ten made-up hospitals; minutes
 
 MOST_LOST, MOST_TRAPPED = 0.05, 0.10
-OUT_OF_SIGHT = {"sign-flip", "sign-flip-x10", "alie", "alie-inverse", "label-flip", "backdoor"}
-"""What hides in the honest sites' own noise, which is longer than ten times the signal."""
 
 
 @pytest.fixture(scope="module")
@@ -326,11 +324,8 @@ def hospitals() -> Simulation:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ATTACK_NAMES)
 def test_the_default_rule_bears_two_hostile_hospitals_of_ten(
-    hospitals: Simulation, name: str, request: pytest.FixtureRequest
+    hospitals: Simulation, name: str
 ) -> None:
-    if name in OUT_OF_SIGHT:
-        reason = "no single number tells a hostile update from an honest one's noise"
-        request.applymarker(pytest.mark.xfail(reason=reason, strict=False))
     found = attacked(hospitals, name).outcomes[1]
     assert not found.ended
     assert found.lost["care"] <= MOST_LOST
