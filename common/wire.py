@@ -93,8 +93,13 @@ class Identity:
     declared_subjects: int
 
 
-def pack_order(order: Order, adapter: ArrayRecord) -> RecordDict:
-    """The message body of a round."""
+def pack_heads(receipts: tuple[Receipt, ...]) -> ConfigRecord:
+    """The server's receipts; made once a round, it is the same for every site."""
+    return ConfigRecord({"receipts": [json.dumps(r.plain()) for r in receipts]})
+
+
+def pack_order(order: Order, adapter: ArrayRecord, heads: ConfigRecord | None = None) -> RecordDict:
+    """The message body of a round; `heads` are the order's receipts, packed before."""
     config = ConfigRecord(
         {
             "run": order.run,
@@ -103,8 +108,8 @@ def pack_order(order: Order, adapter: ArrayRecord) -> RecordDict:
             "last": int(order.last),
         }
     )
-    heads = ConfigRecord({"receipts": [json.dumps(r.plain()) for r in order.receipts]})
-    return RecordDict({"adapter": adapter, "order": config, "heads": heads})
+    packed = heads if heads is not None else pack_heads(order.receipts)
+    return RecordDict({"adapter": adapter, "order": config, "heads": packed})
 
 
 def unpack_order(content: RecordDict) -> tuple[Order, Tensors]:

@@ -15,10 +15,11 @@ from common.errors import ConfigError
 from common.ledger_file import KEY_NAME, PUBLIC_NAME
 from common.plan import RunPlan, plan_from_json
 from common.recommender import Recommender
-from common.signing import SigningKey, read_signing_key
+from common.signing import PublicKey, SigningKey, read_signing_key
 from common.wire import Tensors
 from server.admission import Member
 from server.checkpoint import Checkpoint, Checkpoints
+from server.contract import read_contract
 from server.heads import HeadBook
 from server.membership import Membership, find_members, require_began
 from server.options import ServerOptions, options_from_run_config, plan_from_run_config
@@ -58,8 +59,13 @@ def build(
         chosen = options if options is not None else options_from_run_config(context.run_config)
         resumed = _newest(chosen)
         agreed = _agreed(plan, context.run_config, resumed)  # (1)
-        book = heads if heads is not None else open_heads(chosen.folder)
-        members = find_members(grid, agreed, weights or {}, sites=chosen.sites)  # (2)
+        contract = read_contract(Path(chosen.contract)) if chosen.contract else None
+        shares = contract.weights() if contract is not None else dict(weights or {})
+        keys = contract.keys() if contract is not None else None
+        book = heads if heads is not None else open_heads(chosen.folder, keys)
+        members = find_members(  # (2)
+            grid, agreed, shares, sites=chosen.sites, contract=contract
+        )
         if resumed is None:
             agreed = agreed.with_domains(declared_subjects(members.values()))
         else:
@@ -72,7 +78,7 @@ def build(
             grid=grid,
             plan=agreed,
             strategy=strategy,
-            membership=Membership(members=members, weights=weights or {}),
+            membership=Membership(members=members, weights=shares, contract=contract),
             current=initial,
             checkpoints=_checkpoints(chosen),
             public=_public(chosen, agreed, frozen, members.values()),
@@ -90,8 +96,12 @@ def build(
     return app
 
 
-def open_heads(folder: Path | None) -> HeadBook:
+def open_heads(folder: Path | None, keys: Mapping[str, PublicKey] | None = None) -> HeadBook:
     """The server's memory of ledgers, in a folder with the server's key or for this run alone.
+
+    Args:
+        folder: of the server's state.
+        keys: of the contract; a site that is not there is trusted at its first ledger.
 
     Raises:
         ConfigError: the folder cannot be written to.
@@ -99,7 +109,7 @@ def open_heads(folder: Path | None) -> HeadBook:
     """
     if folder is None:
         LOG.warning("no folder for the server's state: this run cannot be resumed")
-        return HeadBook(SigningKey.generate())
+        return HeadBook(SigningKey.generate(), keys=keys)
     path = folder / KEY_NAME
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -110,7 +120,7 @@ def open_heads(folder: Path | None) -> HeadBook:
         write_atomic(folder / PUBLIC_NAME, key.public.pem())
     except OSError as error:
         raise ConfigError(f"Expected to write into {folder}, got '{error.strerror}'.") from None
-    return HeadBook(key, folder / "heads")
+    return HeadBook(key, folder / "heads", keys)
 
 
 def _backbone(plan: RunPlan) -> Backbone:

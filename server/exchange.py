@@ -14,7 +14,16 @@ from numpy.typing import NDArray
 from common.errors import RefusedError
 from common.plan import RunPlan
 from common.recommender import held_by, is_text, read_by
-from common.wire import FIGURES, Order, Said, Tensors, pack_order, to_record, to_tensors
+from common.wire import (
+    FIGURES,
+    Order,
+    Said,
+    Tensors,
+    pack_heads,
+    pack_order,
+    to_record,
+    to_tensors,
+)
 from server.admission import Gate, Inadmissible, Member
 from server.aggregation import AGREEMENT, STREAMING, Aggregator, default_rule, make_aggregator
 from server.agreement import AgreeingMean, Agreement
@@ -64,7 +73,7 @@ class Exchange(FedAvg):
             domain: to_record({name: tensors[name] for name in self.read_by(domain)})
             for domain in {m.identity.domain for m in asked.values()}
         }
-        orders = []
+        orders, heads = [], pack_heads(self.gate.heads.receipts)
         for node, member in asked.items():
             if node not in present:
                 continue
@@ -78,7 +87,7 @@ class Exchange(FedAvg):
             )
             orders.append(
                 Message(
-                    content=pack_order(order, read[who.domain]),
+                    content=pack_order(order, read[who.domain], heads),
                     message_type=kind,
                     dst_node_id=node,
                     ttl=self.plan.federation.round_timeout,

@@ -14,6 +14,7 @@ from common.errors import ConfedError, ConfigError, SecurityRefused
 from common.plan import RunPlan
 from common.wire import Identity, unpack_identity
 from server.admission import Member
+from server.contract import Contract
 
 if TYPE_CHECKING:
     from server.exchange import Exchange
@@ -40,10 +41,12 @@ class Membership:
     Attributes:
         members: at the start.
         weights: contract weight by site.
+        contract: who may take part; None lets anybody.
     """
 
     members: dict[int, Member]
     weights: Mapping[str, float]
+    contract: Contract | None = None
     _asked: Counter[int] = field(default_factory=Counter)
 
     def refresh(self, grid: Grid, strategy: "Exchange") -> None:
@@ -57,7 +60,7 @@ class Membership:
         for reply in ask(grid, new, QUERY_TIMEOUT):
             node = reply.metadata.src_node_id
             try:
-                self._join(_member(reply, self.weights), present)
+                self._join(_member(reply, self.weights, self.contract), present)
             except ConfedError as error:
                 # A site that was started anew waits until its old node is gone.
                 self._asked[node] = 0 if isinstance(error, NameTaken) else QUERIES_MOST
@@ -130,13 +133,20 @@ def ask(grid: Grid, nodes: Sequence[int], timeout: float) -> list[Message]:
     return [r for r in grid.send_and_receive(queries, timeout=timeout) if not r.has_error()]
 
 
-def _member(reply: Message, weights: Mapping[str, float]) -> Member:
+def _member(reply: Message, weights: Mapping[str, float], contract: Contract | None) -> Member:
     who = unpack_identity(reply.content)
+    if contract is not None:
+        contract.require(who)
     return Member(node=reply.metadata.src_node_id, identity=who, weight=weights.get(who.site, 1.0))
 
 
 def find_members(
-    grid: Grid, plan: RunPlan, weights: Mapping[str, float], *, sites: int
+    grid: Grid,
+    plan: RunPlan,
+    weights: Mapping[str, float],
+    *,
+    sites: int,
+    contract: Contract | None = None,
 ) -> dict[int, Member]:
     """Ask every node who it is; refuse a consortium whose sites do not fit together.
 
@@ -149,7 +159,7 @@ def find_members(
     found = []
     for reply in ask(grid, sorted(nodes), plan.federation.round_timeout):
         try:
-            found.append(_member(reply, weights))
+            found.append(_member(reply, weights, contract))
         except ConfedError as error:
             LOG.warning("node %d is left out: %s", reply.metadata.src_node_id, error)
     if len(found) < wanted:

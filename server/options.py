@@ -21,6 +21,7 @@ class ServerOptions:
         resume: whether to go on after the last round in `state`.
         public: folder of records that the consortium owns, for the choice of the best round.
         public_domain: domain of those records.
+        contract: file that names the sites, their weights and keys; without it anybody may join.
         patience: rounds without a better one after which the run stops; 0 never.
     """
 
@@ -30,6 +31,7 @@ class ServerOptions:
     resume: bool = False
     public: str = ""
     public_domain: str = ""
+    contract: str = ""
     patience: int = 0
 
     @property
