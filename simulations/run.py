@@ -7,7 +7,7 @@ import shlex
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,7 @@ def run_command(scenario: str | None, **options: Any) -> None:
         engine=options["engine"],
         # Runs that are compared draw the same noise: a difference is then the disturbance's.
         noise_seed=changed_scenario.seed if disturbed and seed is None else seed,
-        baselines=parse_baselines(options["baselines"] or ("none" if disturbed else "all")),
+        baselines=parse_baselines(_baselines(options["baselines"], disturbed=disturbed)),
         command=_command(scenario, options),
     )
     out = options["out"] or Path("results") / name
@@ -160,6 +160,12 @@ def _disturbance(options: dict[str, Any], seed: int, consortium: Consortium) -> 
     return None
 
 
+def _baselines(given: str | None, *, disturbed: bool) -> str:
+    if given is not None:
+        return given
+    return "none" if disturbed else "all"
+
+
 @contextmanager
 def _ledgers(out: Path) -> Iterator[Path]:
     """A new folder of ledgers, put into `out` when the run has ended well.
@@ -167,25 +173,20 @@ def _ledgers(out: Path) -> Iterator[Path]:
     The one of an earlier run into the same folder makes room: its records are the same people's,
     but a researcher's run releases nothing.
     """
-    made = [folder for folder in (out, *out.parents) if not folder.exists()]
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(prefix=".ledgers-", dir=out))
-    except OSError as error:
-        raise ConfigError(
-            f"Expected to write into {out}, got '{error.strerror}'; give another --out."
-        ) from error
-    try:
+    # Not in `out`: a run that is stopped hard leaves nothing there.
+    with tempfile.TemporaryDirectory(prefix="confed-ledgers-") as folder:
+        fresh = Path(folder) / "ledgers"
+        fresh.mkdir()
         yield fresh
-        shutil.rmtree(out / "ledgers", ignore_errors=True)
-        if any(fresh.iterdir()):
-            fresh.chmod(0o755)
-            fresh.replace(out / "ledgers")
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-        with suppress(OSError):  # a run that was stopped leaves no empty folder of its own
-            for folder in made:
-                folder.rmdir()
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(out / "ledgers", ignore_errors=True)
+            if any(fresh.iterdir()):
+                shutil.move(fresh, out / "ledgers")
+        except OSError as error:
+            raise ConfigError(
+                f"Expected to write into {out}, got '{error.strerror}'; give another --out."
+            ) from error
 
 
 def _with_options(scenario: Scenario, options: dict[str, Any]) -> Scenario:

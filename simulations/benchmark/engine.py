@@ -154,7 +154,7 @@ def client_app() -> ClientApp:
     @app.train()
     def train(message: Message, _context: Context) -> Message:
         order, adapter = unpack_order(message.content)
-        update = {name: value + np.float32(1e-3) for name, value in adapter.items()}
+        update = {name: np.full_like(value, 1e-3) for name, value in adapter.items()}
         shapes = {name: value.shape for name, value in adapter.items()}
         payload = to_payload(update)
         released = hashlib.sha256(payload).hexdigest()
