@@ -92,8 +92,8 @@ def simulate(scenario: str | None, **options: Any) -> None:
     """Simulate a consortium on this machine.
 
     SCENARIO is the name of a packaged scenario (care-and-bank, diabetes130,
-    care-and-bank-real, food-kitchen) or a TOML file. Writes summary.json, metrics.csv,
-    plots and report.html.
+    care-and-bank-real, food-kitchen, ten-hospitals) or a TOML file. Writes
+    summary.json, metrics.csv, ledgers, plots and report.html.
     """
     from simulations.run import run_command  # noqa: PLC0415
 

@@ -33,7 +33,13 @@ def shop_scenario(*domains: DomainPlan) -> Scenario:
 
 
 def test_the_packaged_scenarios_are_those_that_were_promised() -> None:
-    assert names() == ["care-and-bank", "care-and-bank-real", "diabetes130", "food-kitchen"]
+    assert names() == [
+        "care-and-bank",
+        "care-and-bank-real",
+        "diabetes130",
+        "food-kitchen",
+        "ten-hospitals",
+    ]
 
 
 @pytest.mark.parametrize("name", names())
@@ -43,7 +49,7 @@ def test_a_packaged_scenario_is_whole_private_and_within_its_promise(name: str) 
     assert found == name
     assert scenario.title
     from_files = scenario.real or all(domain.data for domain in scenario.domains)
-    assert from_files == (name != "care-and-bank")
+    assert from_files == (name not in {"care-and-bank", "ten-hospitals"})
     assert plan.privacy.private
     assert plan.privacy.epsilon is not None and plan.privacy.epsilon <= 8
     assert noise_of(plan) > 0
@@ -52,6 +58,7 @@ def test_a_packaged_scenario_is_whole_private_and_within_its_promise(name: str) 
         "care-and-bank-real": [4, 4],
         "diabetes130": [8],
         "food-kitchen": [4, 4],
+        "ten-hospitals": [10],
     }[name]
 
 
