@@ -6,7 +6,8 @@ from typing import Any
 import click
 
 
-@click.command()
+# Named here too: click remembers the names of the first context that a command meets.
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--tier",
     type=click.Choice(["a", "b", "c", "all"]),
