@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from common.chain import receipt_body, receipt_verifies
-from common.entries import canonical, is_name, is_sha, is_signature
+from common.entries import MAX_SEQ, canonical, is_name, is_sha, is_signature
 from common.errors import SecurityRefused
 from common.signing import RECEIPT, SigningKey
 
@@ -108,7 +108,7 @@ def receipt_from_plain(values: Mapping[str, Any]) -> Receipt:
     names = ("site", "run", "round", "seq", "head", "heads_sha256", "server_key", "signature")
     if set(values) != set(names):
         raise SecurityRefused("Expected exactly the fields of a receipt, got others.")
-    counted = all(type(values[n]) is int and values[n] >= 0 for n in ("round", "seq"))
+    counted = all(type(values[n]) is int and 0 <= values[n] <= MAX_SEQ for n in ("round", "seq"))
     hashed = all(is_sha(values[n]) for n in ("head", "heads_sha256", "server_key"))
     signature = is_signature(values["signature"])
     if not (
